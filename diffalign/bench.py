@@ -1,0 +1,124 @@
+"""``diffalign bench train``: what a training step costs here, by phase, beside the usual research script."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from diffalign.data.transform import decode
+from diffalign.train.align import load_recipe, make_accelerator, make_policy, with_canonical_beta
+from diffalign.train.config import TrainConfig
+from diffalign.train.prepare import build_loader, read_records, select_for
+from diffalign.train.progress import Screen
+from diffalign.train.run import RunFolder
+from diffalign.train.trainer import Trainer
+
+WARMUP = 3
+
+
+def bench(recipe: str, overrides: Sequence[str], steps: int, yardstick: bool) -> Iterator[str]:
+    """Yield lines: device, seconds a step, pairs/s, share of each phase, peak memory."""
+    config = replace(load_recipe(recipe, overrides), steps=steps + WARMUP, checkpoint_every=0)
+    with TemporaryDirectory() as folder:
+        trainer, _records = _trainer(config, RunFolder(root=Path(folder)))
+        threads = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+        yield f"device       {trainer.accelerator.device}, {threads}"
+        seconds, phases = measure(trainer, steps)
+        yield f"step         {seconds:.3f} s for {config.batch} units ({config.batch / seconds:.1f} units/s)"
+        yield "share        " + ", ".join(f"{k} {v:.0%}" for k, v in phases.items())
+        yield f"peak memory  {peak_gib():.2f} GiB of this process"
+        if yardstick and config.objective.data == "pairs":
+            usual = usual_script(trainer, _records, max(3, steps // 4))
+            times = f"(VAE and text encoder in the loop): {usual / seconds:.2f} times ours"
+            yield f"usual script {usual:.3f} s a step {times}"
+
+
+def _trainer(config: TrainConfig, run: RunFolder) -> tuple[Trainer, list[tuple[str, Tensor]]]:
+    accelerator = make_accelerator(config)
+    screen = Screen(False, config.steps, config.batch, 1)
+    policy = make_policy(config, accelerator.device)
+    config = with_canonical_beta(config, policy)
+    records = select_for(config.objective, read_records(config, policy, screen))
+    loader = build_loader(config, policy, records, accelerator, screen)
+    policy.set_reference("none" if not config.objective.needs_reference else config.policy.reference)
+    pictures = [(r.prompt, _pixels(i.read(), i.where)) for r in records[: config.batch] for i in r.images]
+    return Trainer(config, policy, loader, accelerator, run), pictures
+
+
+def measure(trainer: Trainer, steps: int) -> tuple[float, dict[str, float]]:
+    """Seconds of a step without phase timing, then the share of each phase with it (which waits for the
+    device).
+    """
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else _nothing
+    trainer.policy.denoiser.train()
+    for _ in range(WARMUP):
+        trainer._optimizer_step()
+    wait()
+    start = time.perf_counter()
+    for _ in range(steps):
+        trainer._optimizer_step()
+    wait()
+    seconds = (time.perf_counter() - start) / steps
+    trainer.clock.sync, trainer.clock.seconds = wait, {}
+    for _ in range(max(3, steps // 4)):
+        trainer._optimizer_step()
+    trainer.clock.enter("")
+    total = sum(trainer.clock.seconds.values())
+    return seconds, {k: v / total for k, v in trainer.clock.seconds.items()}
+
+
+def usual_script(trainer: Trainer, pictures: list[tuple[str, Tensor]], steps: int) -> float:
+    """Seconds of a step as research scripts do it: encode pixels and prompts in every step, then the same
+    passes.
+    """
+    policy, process = trainer.policy, trainer.policy.process
+    prompts, pixels = [p for p, _ in pictures], torch.stack([x for _, x in pictures]).to(policy.device)
+    optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-6)
+    start = time.perf_counter()
+    for step in range(steps):
+        mean, _ = policy.encode_images(pixels)
+        cond = {
+            k: v.to(policy.device) for k, v in policy.collate_prompts(policy.encode_prompts(prompts)).items()
+        }
+        x0, noise = policy.scale_latents(mean), torch.randn_like(mean)
+        u = torch.rand(len(x0), dtype=torch.float64)
+        t = trainer.config.timesteps.times(u, process).to(policy.device)
+        x_t, target = process.add_noise(x0, noise, t), process.target(x0, noise, t)
+        error = (policy.predict(x_t, t, cond) - target).square().mean((1, 2, 3))
+        with policy.reference():
+            reference = (policy.predict(x_t, t, cond) - target).square().mean((1, 2, 3))
+        gap = (error - reference).view(-1, 2)
+        torch.nn.functional.softplus(gap[:, 0] - gap[:, 1]).mean().backward()
+        torch.nn.utils.clip_grad_norm_(policy.trainable().values(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step == 0:
+            start = time.perf_counter()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / (steps - 1)
+
+
+def peak_gib() -> float:
+    """Peak memory: of the GPU where there is one, else resident memory of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1024**3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+
+
+def _pixels(data: bytes, where: str) -> Tensor:
+    import numpy as np
+
+    image = np.asarray(decode(data, where))
+    return torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def _nothing() -> None:
+    """Nothing to wait for on a CPU."""

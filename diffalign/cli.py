@@ -1,0 +1,333 @@
+"""The command line: thin; every command only parses and calls."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+app = typer.Typer(
+    help="Align diffusion models with what people prefer.", no_args_is_help=True, rich_markup_mode="rich",
+    pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+recipes_app = typer.Typer(help="List recipes, or copy one to start from.", no_args_is_help=True)
+scorers_app = typer.Typer(help="Reward models.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
+app.add_typer(recipes_app, name="recipes")
+app.add_typer(scorers_app, name="scorers")
+app.add_typer(bench_app, name="bench")
+
+Recipe = Annotated[
+    str, typer.Argument(help="recipe file, run folder's config.yaml, or name of a packaged recipe")
+]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value ...")]
+Resume = Annotated[Path | None, typer.Option(help="run folder or checkpoint to go on from")]
+
+
+@contextmanager
+def one_clear_line() -> Iterator[None]:
+    """Turn expected errors into one line on stderr and exit code 2; anything else is a bug and keeps its
+    traceback.
+    """
+    from diffalign.train.checkpoint import CheckpointError
+    from diffalign.train.monitor import DivergedError
+    from scorers.registry import RegistryError
+
+    try:
+        yield
+    except (ValueError, OSError, RegistryError, CheckpointError, DivergedError, ModuleNotFoundError) as error:
+        if "DIFFALIGN_TRACEBACK" in os.environ:
+            raise
+        Console(stderr=True).print(f"[red]error:[/red] {type(error).__name__}: ", end="")
+        print(" ".join(str(error).split()), file=sys.stderr)
+        raise typer.Exit(2) from error
+
+
+def set_up_logging() -> None:
+    """Warnings of the library on stderr, in rich's form."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False)]
+    )
+
+
+@app.command()
+def demo(
+    output: Annotated[str, typer.Option(help="folder for report and gallery")] = "outputs/demo",
+    taste: Annotated[
+        str, typer.Option(help="what the simulated voter likes: large, left, dark, ...")
+    ] = "large",
+) -> None:
+    """From preferences to a better model in a few minutes.
+
+    Example: diffalign demo --taste dark
+    """
+    from diffalign.demo import demo as run
+
+    set_up_logging()
+    with one_clear_line():
+        run(output, taste)
+
+
+@app.command()
+def train(
+    recipe: Recipe = "",
+    overrides: Overrides = None,
+    processes: Annotated[int, typer.Option(help="start so many processes through accelerate's launcher")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print passes, parameters and memory, and stop")
+    ] = False,
+    resume: Resume = None,
+) -> None:
+    """Train on preferences and evaluate.
+
+    Example: diffalign train shapes-unet-dpo optim.learning_rate=3e-4
+    """
+    set_up_logging()
+    with one_clear_line():
+        if dry_run:
+            from diffalign.train.align import plan_only
+
+            typer.echo("\n".join(plan_only(recipe_path(recipe), overrides or [], processes)))
+            return
+        if processes > 1:
+            launch(processes, [recipe, *(overrides or []), *(["--resume", str(resume)] if resume else [])])
+            return
+        from diffalign.train.align import align
+
+        if not recipe and resume is None:
+            raise ValueError("name a recipe (diffalign recipes list), or --resume a run folder")
+        align(recipe_path(recipe), *(overrides or []), resume=resume)
+
+
+def launch(processes: int, arguments: list[str]) -> None:
+    """Run ``-m diffalign.train`` in several processes.
+
+    Raises:
+        ChildProcessError: a process failed; its own message is above.
+    """
+    import torch
+
+    environment = dict(os.environ)
+    if not torch.cuda.is_available():
+        environment["ACCELERATE_USE_CPU"] = (
+            "true"  # accelerate's own --cpu starts several processes through MPI only
+        )
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        str(processes),
+    ]
+    command += ["--main_process_port", "0", "-m", "diffalign.train", *[a for a in arguments if a]]
+    done = subprocess.run(command, env=environment, check=False)
+    if done.returncode:
+        raise ChildProcessError(
+            f"a training process ended with exit code {done.returncode}; its message is above"
+        )
+
+
+def recipe_path(recipe: str) -> str:
+    """Path of a recipe that may be given by its bare name."""
+    bare = bool(recipe) and not recipe.endswith((".yaml", ".yml"))
+    return f"training/recipes/{recipe}.yaml" if bare and not Path(recipe).exists() else recipe
+
+
+def train_main() -> None:
+    """Entry of ``python -m diffalign.train`` and training/align.py."""
+    single = typer.Typer(pretty_exceptions_enable=False)
+    single.command()(train)
+    single()
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="run folder")],
+    prompts: Annotated[int, typer.Option(help="held-out prompts; 0 = as in the recipe")] = 0,
+    seeds: Annotated[int, typer.Option(help="pictures of each prompt; 0 = as in the recipe")] = 0,
+) -> None:
+    """Evaluate a run's exported weights again, against its base.
+
+    Example: diffalign evaluate outputs/shapes-unet-dpo --prompts 200
+    """
+    from diffalign.train.again import evaluate_again
+
+    set_up_logging()
+    with one_clear_line():
+        evaluate_again(run, prompts, seeds)
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="diffusers folder")],
+    prompt: Annotated[list[str], typer.Option(help="prompt; may be given several times")],
+    lora: Annotated[str | None, typer.Option(help="LoRA folder to load")] = None,
+    seeds: Annotated[int, typer.Option(help="pictures of each prompt")] = 4,
+    output: Annotated[Path, typer.Option(help="folder for the pictures")] = Path("outputs/pictures"),
+    steps: Annotated[int, typer.Option(help="sampling steps")] = 20,
+    guidance: Annotated[float, typer.Option(help="classifier-free guidance")] = 4.0,
+) -> None:
+    """Make pictures.
+
+    Example: diffalign generate samples/shapes/unet --prompt "a red circle"
+    """
+    from diffalign.train.again import generate_to
+
+    with one_clear_line():
+        for path in generate_to(output, model, prompt, lora, seeds, steps, guidance):
+            typer.echo(path)
+
+
+@app.command()
+def score(
+    images: Annotated[list[Path], typer.Argument(help="picture files")],
+    prompt: Annotated[str, typer.Option(help="what they should show")],
+    scorer: Annotated[str, typer.Option(help="scorer, see: diffalign scorers list")] = "pickscore",
+    weights: Annotated[str | None, typer.Option(help="its weights; else $SCORERS_WEIGHTS/<scorer>")] = None,
+) -> None:
+    """Score pictures.
+
+    Example: diffalign score a.png b.png --prompt "a red circle" --scorer shapes-large
+    """
+    import scorers
+    from diffalign.assets import asset
+
+    with one_clear_line():
+        loaded = scorers.load(scorer, str(asset(weights)) if weights else None)
+        for path, value in zip(images, loaded(list(images), prompt).score.tolist(), strict=True):  # type: ignore[operator]
+            typer.echo(f"{value:.4f}\t{path}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="run folder")],
+    output: Annotated[Path, typer.Option(help="new folder")],
+    merge: Annotated[bool, typer.Option("--merge", help="fold the LoRA into a whole pipeline")] = False,
+    kohya: Annotated[bool, typer.Option("--kohya", help="write kohya's format besides")] = False,
+) -> None:
+    """Export a run's weights once more: merged, or for other tools.
+
+    Example: diffalign export outputs/shapes-unet-dpo --output my-model --merge
+    """
+    from diffalign.train.again import export_again
+
+    with one_clear_line():
+        typer.echo(export_again(run, output, merge, kohya))
+
+
+@app.command()
+def cache(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Encode a recipe's images and prompts ahead of training.
+
+    Example: diffalign cache my.yaml
+    """
+    from diffalign.train.align import cache_only
+
+    set_up_logging()
+    with one_clear_line():
+        cache_only(recipe_path(recipe), overrides or [])
+
+
+@app.command()
+def gallery(
+    run: Annotated[Path, typer.Argument(help="run folder that was evaluated")],
+    output: Annotated[Path, typer.Option(help="HTML file")],
+) -> None:
+    """Write the gallery of a run once more, from its exported weights.
+
+    Example: diffalign gallery outputs/demo --output look.html
+    """
+    from diffalign.train.again import gallery_again
+
+    with one_clear_line():
+        typer.echo(gallery_again(run, output))
+
+
+@recipes_app.command("list")
+def recipes_list() -> None:
+    """List the packaged recipes."""
+    from diffalign.recipes import recipes
+
+    for name, line in recipes():
+        typer.echo(f"{name:24s} {line}")
+
+
+@recipes_app.command("copy")
+def recipes_copy(name: str, to: Path) -> None:
+    """Copy a packaged recipe, never over a file that is there.
+
+    Example: diffalign recipes copy sd15-dpo-lora my.yaml
+    """
+    from diffalign.recipes import copy_recipe
+
+    with one_clear_line():
+        typer.echo(copy_recipe(name, to))
+
+
+@app.command()
+def options(block: Annotated[str, typer.Argument(help="optim, data.world, objective.dpo, ...")] = "") -> None:
+    """Explain the options of a recipe.
+
+    Example: diffalign options objective.dpo
+    """
+    from diffalign.recipes import option_lines
+
+    with one_clear_line():
+        for line in option_lines(block):
+            typer.echo(line)
+
+
+@scorers_app.command("list")
+def scorers_list() -> None:
+    """List the scorers that this installation knows."""
+    import scorers
+
+    for name in scorers.names():
+        typer.echo(name)
+
+
+@bench_app.command("train")
+def bench_train(
+    recipe: Recipe = "shapes-unet-dpo",
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(help="measured steps, after 3 for warming up")] = 20,
+    yardstick: Annotated[
+        bool, typer.Option(help="also time the usual script: VAE and text encoder in the loop")
+    ] = True,
+) -> None:
+    """Print pairs/s, the share of each phase, and peak memory of training steps.
+
+    Example: diffalign bench train shapes-dit-dpo --steps 10
+    """
+    from diffalign.bench import bench
+
+    with one_clear_line():
+        for line in bench(recipe_path(recipe), overrides or [], steps, yardstick):
+            typer.echo(line)
+
+
+@app.command()
+def doctor() -> None:
+    """Show versions, devices and attention backends, and what is wrong."""
+    from diffalign import doctor as doctors
+
+    findings = doctors.inspect()
+    console = Console()
+    console.print(doctors.render(findings))
+    if doctors.problems(findings):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry of the ``diffalign`` command."""
+    app()

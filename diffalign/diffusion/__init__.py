@@ -1,0 +1,1 @@
+"""Noise processes, timestep samplers, corruptors and error spaces."""

@@ -1,0 +1,196 @@
+"""Looks at an installation: versions, devices, attention backends, and what is wrong with them."""
+
+from __future__ import annotations
+
+import platform
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+REQUIRED: Mapping[str, tuple[str, str | None]] = {
+    "torch": ("2.11", None),
+    "torchvision": ("0.26", None),
+    "diffusers": ("0.42", "0.43"),
+    "transformers": ("5.23", "6"),
+    "accelerate": ("1.15", "2"),
+    "peft": ("0.21", "1"),
+    "open_clip_torch": ("3.3", "4"),
+    "safetensors": ("0.5", None),
+}
+"""Lowest version, and the first one that is too new, of each package that nothing works without."""
+OPTIONAL = ("xformers", "bitsandbytes")
+PYTHON = (3, 11)
+REINSTALL = (
+    "pip uninstall -y torch torchvision, then pip install torch torchvision"
+    " (both together, plainly from the package index: that build runs on CPU machines too)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What was found; nothing in here is judged yet."""
+
+    python: str
+    packages: Mapping[str, str | None]
+    """Installed version of each package, None where it is missing."""
+    broken: Mapping[str, str] = field(default_factory=dict)
+    """First line of the error of each package that is there but cannot be imported."""
+    devices: tuple[str, ...] = ("cpu",)
+    """What torch can compute on."""
+    nvidia_driver: bool = False
+    """Whether the machine has an NVIDIA driver, whatever torch makes of it."""
+    attention: Mapping[str, bool] = field(default_factory=dict)
+    """Which backends of scaled_dot_product_attention run on the first device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One fault of an installation."""
+
+    what: str
+    remedy: str
+
+
+def inspect() -> Findings:
+    """Look at this installation. Imports torch and torchvision only; xformers, say, is merely looked up."""
+    packages = {name: _version(name) for name in (*REQUIRED, *OPTIONAL)}
+    errors = {name: _import_error(name) for name in ("torch", "torchvision") if packages[name]}
+    broken = {name: error for name, error in errors.items() if error}
+    usable = packages["torch"] is not None and "torch" not in broken
+    devices = _devices() if usable else ("cpu",)
+    return Findings(
+        python=platform.python_version(),
+        packages=packages,
+        broken=broken,
+        devices=devices,
+        nvidia_driver=Path("/proc/driver/nvidia/version").exists(),
+        attention=_attention(devices[0].split()[0]) if usable else {},
+    )
+
+
+def problems(findings: Findings) -> list[Problem]:
+    """What is wrong, with the remedy, the most basic fault first."""
+    found = _python_problems(findings) + _torchvision_problems(findings)
+    for name, (lowest, too_new) in REQUIRED.items():
+        found += _version_problems(name, findings.packages.get(name), lowest, too_new)
+    if "torch" in findings.broken:
+        found.append(Problem(what=f"torch cannot be imported: {findings.broken['torch']}", remedy=REINSTALL))
+    if findings.nvidia_driver and findings.devices == ("cpu",):
+        what = f"this machine has an NVIDIA driver but torch {findings.packages.get('torch')} sees no GPU"
+        remedy = "if torch is a CPU-only build: " + REINSTALL + "; else check that nvidia-smi works"
+        found.append(Problem(what=what, remedy=remedy))
+    return found
+
+
+def render(findings: Findings) -> Group:
+    """The findings as a table, and below it the problems with their remedies."""
+    table = Table(title="diffalign doctor", show_header=False)
+    table.add_row("python", findings.python)
+    for name, version in findings.packages.items():
+        missing = "not installed (optional)" if name in OPTIONAL else "[red]missing[/red]"
+        table.add_row(name, version or missing)
+    table.add_row("devices", "\n".join(findings.devices))
+    for name, runs in findings.attention.items():
+        table.add_row(f"attention {name}", "yes" if runs else "no")
+    lines = [f"[red]problem[/red] {p.what}\n  [green]remedy[/green] {p.remedy}" for p in problems(findings)]
+    return Group(table, *(lines or ["No problems found."]))
+
+
+def _python_problems(findings: Findings) -> list[Problem]:
+    if _number(findings.python) >= PYTHON:
+        return []
+    wanted = ".".join(map(str, PYTHON))
+    remedy = f"install Python {wanted} or newer and make a new virtual environment with it"
+    return [Problem(what=f"Python is {findings.python}; {wanted} is the oldest that works", remedy=remedy)]
+
+
+def _torchvision_problems(findings: Findings) -> list[Problem]:
+    """Torchvision that does not fit torch takes transformers and open_clip down with it."""
+    error = findings.broken.get("torchvision")
+    if error is None or "torch" in findings.broken or findings.packages.get("torch") is None:
+        return []
+    torch, vision = findings.packages["torch"], findings.packages["torchvision"]
+    cpu_only = " (a CPU-only build)" if "+cpu" in (torch or "") else ""
+    what = f"torch {torch}{cpu_only} and torchvision {vision} do not fit: {error}"
+    return [Problem(what=f"{what}; transformers and open_clip break with it", remedy=REINSTALL)]
+
+
+def _version_problems(name: str, version: str | None, lowest: str, too_new: str | None) -> list[Problem]:
+    asked = f"{name}>={lowest}" + (f",<{too_new}" if too_new else "")
+    remedy = f"pip install -U '{asked}'"
+    if version is None:
+        return [Problem(what=f"{name} is not installed", remedy=remedy)]
+    if _number(version) < _number(lowest):
+        return [Problem(what=f"{name} is {version}; {lowest} is the oldest that works", remedy=remedy)]
+    if too_new and _number(version) >= _number(too_new):
+        what = f"{name} is {version}; diffalign is tested below {too_new} only"
+        return [Problem(what=what, remedy=remedy)]
+    return []
+
+
+def _number(version: str) -> tuple[int, ...]:
+    """Release numbers of a version, for comparisons: ``2.11.0+cpu`` is (2, 11, 0)."""
+    match = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(int(part) for part in match.group().split(".")) if match else ()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _import_error(name: str) -> str | None:
+    """First line of what importing the package raises; compiled packages fail in every way there is."""
+    try:
+        import_module(name)
+    except Exception as error:
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return None
+
+
+def _devices() -> tuple[str, ...]:
+    import torch
+
+    cuda = []
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        properties = torch.cuda.get_device_properties(i)
+        cuda.append(f"cuda:{i} {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    return (*cuda, *mps, "cpu")
+
+
+def _attention(device: str) -> dict[str, bool]:
+    """Try each backend of scaled_dot_product_attention, forward and backward, on tiny bf16 tensors."""
+    from torch.nn.attention import SDPBackend
+
+    names = {
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "math": SDPBackend.MATH,
+    }
+    return {name: _runs(backend, device) for name, backend in names.items()}
+
+
+def _runs(backend: Any, device: str) -> bool:
+    import torch
+    from torch.nn.attention import sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention
+
+    x = torch.ones(1, 1, 16, 64, device=device, dtype=torch.bfloat16, requires_grad=True)
+    with warnings.catch_warnings(), sdpa_kernel([backend]):  # torch warns of every reason against a backend
+        warnings.simplefilter("ignore")
+        try:
+            scaled_dot_product_attention(x, x, x).sum().backward()
+        except RuntimeError:
+            return False
+    return True

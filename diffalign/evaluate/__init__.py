@@ -1,0 +1,1 @@
+"""Evaluation: prompts, paired statistics, diversity, the report and the gallery."""

@@ -1,0 +1,91 @@
+"""Paired generation: the same prompts, seeds, sampler and guidance for every model; the base's pictures are
+kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffalign.diffusion.corrupt import draw_seed
+from diffalign.policy import Policy
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How pictures are made; equal for all models that are compared."""
+
+    steps: int = 20
+    """Sampling steps."""
+    guidance: float = 4.0
+    """Classifier-free guidance."""
+    side: int | None = None
+    """Side in pixels; None takes the model's own."""
+    batch: int = 32
+    """Pictures at once; a picture does not depend on it, for each has its own generator."""
+
+
+def picture_seed(prompt: str, seed: int) -> int:
+    """Seed of one picture: by its prompt's text and its number, so never by its place in a list."""
+    return draw_seed("picture", prompt, seed)
+
+
+def generate(
+    policy: Policy,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    progress: Progress = lambda n: None,
+) -> Tensor:
+    """(P, S, 3, H, W) uint8 pictures of P prompts, each with S seeds; ``progress`` gets each number made."""
+    jobs = [(p, picture_seed(p, s)) for p in prompts for s in seeds]
+    parts = []
+    for i in range(0, len(jobs), sampling.batch):
+        some = jobs[i : i + sampling.batch]
+        pictures = policy.generate(
+            [p for p, _ in some],
+            [s for _, s in some],
+            steps=sampling.steps,
+            guidance=sampling.guidance,
+            side=sampling.side,
+        )
+        parts.append((pictures.clamp(0, 1) * 255).round().to(torch.uint8).cpu())
+        progress(len(some))
+    out: Tensor = torch.cat(parts).unflatten(0, (len(prompts), len(seeds)))
+    return out
+
+
+def generate_base(
+    policy: Policy,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    cache: Path,
+    progress: Progress = lambda n: None,
+) -> Tensor:
+    """Pictures of the untrained base, like ``generate``; made once and kept in ``cache`` by content."""
+    from safetensors.torch import load_file, save_file
+
+    what = [policy.base_id(), policy.encoder_id("vae"), policy.encoder_id("text"), list(prompts), list(seeds)]
+    settings = [sampling.steps, sampling.guidance, sampling.side, type(policy.pipeline.scheduler).__name__]
+    key = hashlib.sha256(json.dumps([what, settings]).encode()).hexdigest()[:32]
+    file = cache / "pictures" / f"{key}.safetensors"
+    if not file.exists():
+        with policy.base():
+            pictures = generate(policy, prompts, seeds, sampling, progress)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}.partial")
+        save_file({"pictures": pictures.contiguous()}, partial)
+        os.replace(partial, file)
+    else:
+        progress(len(prompts) * len(seeds))
+    return load_file(file)["pictures"]

@@ -1,0 +1,116 @@
+"""What can be done with a finished run: evaluate, generate, export and show it again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+
+from diffalign.evaluate.generate import Sampling, generate
+from diffalign.evaluate.report import load_report, show_report, write_report
+from diffalign.policy import Policy, load_policy
+from diffalign.policy.export import LORA_FILE, export_policy, merge
+from diffalign.train.align import load_recipe
+from diffalign.train.config import TrainConfig
+from diffalign.train.finish import paired_evaluation
+from diffalign.train.progress import Screen
+from diffalign.train.run import RunFolder, read_config
+
+
+def open_run(run: Path) -> tuple[TrainConfig, Policy]:
+    """Recipe and policy of a finished run, with its exported weights.
+
+    Raises:
+        FileNotFoundError: no run there, or no exported weights.
+    """
+    config = load_recipe(read_config(run))
+    export = RunFolder(root=run).export
+    if config.policy.adapter is None:
+        part = export / "unet" if (export / "unet").exists() else export / "transformer"
+        return config, _full_policy(config, part)
+    if not (export / LORA_FILE).exists():
+        raise FileNotFoundError(
+            f"{export} holds no weights: the run did not finish; go on with --resume {run}"
+        )
+    adapter = replace(config.policy.adapter, init_from=str(export))
+    return config, load_policy(config.policy.model, adapter, text_length=config.policy.text_length)
+
+
+def _full_policy(config: TrainConfig, part: Path) -> Policy:
+    if not part.exists():
+        raise FileNotFoundError(
+            f"{part.parent} holds no weights: the run did not finish; go on with --resume"
+        )
+    policy = load_policy(config.policy.model, None, text_length=config.policy.text_length)
+    policy.set_reference("start")
+    trained = type(policy.denoiser).from_pretrained(part)  # type: ignore[attr-defined]
+    policy.denoiser.load_state_dict(trained.state_dict())
+    return policy
+
+
+def evaluate_again(run: Path, prompts: int, seeds: int) -> Path:
+    """Evaluate with other numbers; the report goes beside the first one, under a name of its own."""
+    config, policy = open_run(run)
+    options = replace(
+        config.evaluate, prompts=prompts or config.evaluate.prompts, seeds=seeds or config.evaluate.seeds
+    )
+    screen = Screen(True, 1, 1, 1)
+    evaluation = paired_evaluation(replace(config, evaluate=options), policy, screen)
+    report = evaluation.report()
+    show_report(report, screen.console)
+    return write_report(run / f"report-{options.prompts}x{options.seeds}.json", report)
+
+
+def gallery_again(run: Path, output: Path) -> Path:
+    """Write a gallery to a new file.
+
+    Raises:
+        FileExistsError: there is a file at ``output``.
+    """
+    from diffalign.evaluate.gallery import write_gallery
+
+    config, policy = open_run(run)
+    evaluation = paired_evaluation(config, policy, Screen(True, 1, 1, 1))
+    return write_gallery(output, evaluation.items(), load_report(run / "report.json"), run.name)
+
+
+def export_again(run: Path, output: Path, merged: bool, kohya: bool) -> Path:
+    """Export to a new folder.
+
+    Raises:
+        FileExistsError: ``output`` holds something.
+    """
+    if output.exists() and any(output.iterdir()):
+        raise FileExistsError(f"{output} is not empty: choose a new folder")
+    _, policy = open_run(run)
+    return merge(policy, output) if merged else export_policy(policy, output, kohya=kohya)
+
+
+def generate_to(
+    output: Path,
+    model: str,
+    prompts: Sequence[str],
+    lora: str | None,
+    seeds: int,
+    steps: int,
+    guidance: float,
+) -> list[Path]:
+    """Pictures of any pipeline as PNG files, named by prompt number and seed; existing files stay.
+
+    Raises:
+        FileExistsError: a picture is there already.
+    """
+    policy = load_policy(model)
+    if lora is not None:
+        policy.pipeline.load_lora_weights(lora)
+    output.mkdir(parents=True, exist_ok=True)
+    paths = [output / f"{i:04d}-{s}.png" for i in range(len(prompts)) for s in range(seeds)]
+    taken = [p for p in paths if p.exists()]
+    if taken:
+        raise FileExistsError(f"{taken[0]} exists: choose another --output")
+    pictures = generate(policy, prompts, range(seeds), Sampling(steps=steps, guidance=guidance))
+    for path, picture in zip(paths, pictures.flatten(0, 1), strict=True):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(path)
+    return paths

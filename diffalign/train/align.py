@@ -1,0 +1,207 @@
+"""From a recipe to a run: read, prepare, train, export, evaluate, show. ``diffalign.align`` in Python."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from diffalign.config import ConfigError, dump, load
+from diffalign.data.records import Record
+from diffalign.evaluate.report import Report
+from diffalign.objectives import objectives
+from diffalign.objectives.base import name_of
+from diffalign.objectives.beta import BetaConvention, canonical_beta
+from diffalign.policy import Policy, load_policy
+from diffalign.train.checkpoint import CheckpointError, load_checkpoint, newest
+from diffalign.train.config import TrainConfig
+from diffalign.train.finish import evaluate_run, export_run
+from diffalign.train.plan import check_optimizer, latent_elements, make_plan
+from diffalign.train.prepare import build_loader, read_records, select_for
+from diffalign.train.progress import Screen
+from diffalign.train.run import RunFolder, new_run, read_config, write_text
+from diffalign.train.trainer import Trainer
+from diffalign.train.validate import Validator
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run."""
+
+    dir: Path
+    report: Report | None
+    policy: Policy
+
+
+def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read and check a recipe.
+
+    Raises:
+        ConfigError: a misspelt key, a wrong value, or parts that do not fit; nothing has been loaded yet.
+    """
+    from diffalign.assets import asset
+
+    source = recipe if isinstance(recipe, Mapping) else asset(str(recipe))
+    config = load(TrainConfig, source, overrides, unions={"objective": objectives.get})
+    check_optimizer(config.optim)
+    return config
+
+
+def align(
+    recipe: str | Path | Mapping[str, Any],
+    *overrides: str,
+    records: Sequence[Record] | None = None,
+    resume: str | Path | None = None,
+) -> Run:
+    """Train a policy on preferences and evaluate it.
+
+    Args:
+        recipe: YAML file (or its content) of a TrainConfig; packaged recipes are found by name.
+        overrides: ``key.sub=value`` strings.
+        records: preferences in memory, instead of those that the recipe names.
+        resume: run folder, or one of its checkpoints, to go on from.
+
+    Raises:
+        ConfigError: the recipe is wrong.
+        DataError: the preferences cannot be read or do not fit the objective.
+        CheckpointError: there is nothing to resume from, or it does not fit.
+        DivergedError: training blew up.
+    """
+    config = load_recipe(read_config(_run_folder(resume)) if resume else recipe, overrides)
+    accelerator = make_accelerator(config)
+    screen = Screen(accelerator.is_main_process, config.steps, config.batch, config.log.every)
+    policy = make_policy(config, accelerator.device)
+    config = with_canonical_beta(config, policy)
+    for line in make_plan(config, policy, accelerator.num_processes).lines():
+        screen.say(line)
+    with accelerator.main_process_first():
+        given = list(records) if records is not None else read_records(config, policy, screen)
+        loader = build_loader(config, policy, select_for(config.objective, given), accelerator, screen)
+    run = _claim(config, resume, accelerator)
+    screen.say(f"run folder  {run.root}")
+    policy.set_reference("none" if not config.objective.needs_reference else config.policy.reference)
+    trainer = Trainer(config, policy, loader, accelerator, run)
+    if resume:
+        source = _checkpoint_of(Path(resume))
+        trainer.restore(load_checkpoint(source), str(source))
+    validator = Validator(config, accelerator, screen)
+    with screen.training(trainer.step):
+        trainer.fit(screen.on_step, validator)
+    validator.keep_best(trainer)
+    export_run(trainer, screen)
+    report = evaluate_run(trainer, screen) if config.evaluate.prompts else None
+    return Run(dir=run.root, report=report, policy=policy)
+
+
+def plan_only(
+    recipe: str | Path | Mapping[str, Any], overrides: Sequence[str], processes: int = 1
+) -> list[str]:
+    """Lines of the plan of a recipe, without data and (for models that are not here) without weights."""
+    from diffalign.policy.meta import meta_policy
+
+    config = load_recipe(recipe, overrides)
+    try:
+        policy = load_policy(
+            config.policy.model, config.policy.adapter, text_length=config.policy.text_length
+        )
+        note = []
+    except FileNotFoundError:
+        policy = meta_policy(config.policy.model, config.policy.adapter, config.policy.text_length)
+        note = [
+            f"weights     {config.policy.model} is not here; sizes are those of its published configuration"
+        ]
+    return note + make_plan(with_canonical_beta(config, policy), policy, processes).lines()
+
+
+def cache_only(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Encode a recipe's images and prompts and stop; the same errors as align."""
+    config = load_recipe(recipe, overrides)
+    accelerator = make_accelerator(config)
+    screen = Screen(accelerator.is_main_process, config.steps, config.batch, config.log.every)
+    policy = make_policy(config, accelerator.device)
+    records = select_for(config.objective, read_records(config, policy, screen))
+    build_loader(config, policy, records, accelerator, screen)
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Accelerator with the recipe's precision; accumulation is the trainer's own."""
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import set_seed
+
+    AcceleratorState._reset_state()  # an earlier run of this Python process may have had another precision
+    mixed = config.precision if config.precision in ("bf16", "fp16") else "no"
+    cpu = not (
+        torch.cuda.is_available() or torch.backends.mps.is_available()
+    )  # else processes would not meet
+    accelerator = Accelerator(mixed_precision=mixed, cpu=cpu)
+    if config.batch % (config.accumulate * accelerator.num_processes):
+        raise ConfigError(
+            f"batch is {config.batch}; {accelerator.num_processes} processes x accumulate "
+            f"{config.accumulate} must divide it"
+        )
+    set_seed(config.seed)
+    return accelerator
+
+
+def make_policy(config: TrainConfig, device: torch.device) -> Policy:
+    """Load the policy in the dtype that its training wants: fp32 where all weights train, else the
+    precision's.
+    """
+    wide = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
+    policy = load_policy(
+        config.policy.model,
+        config.policy.adapter,
+        text_length=config.policy.text_length,
+        allow_download=config.policy.allow_download,
+    )
+    half = config.policy.adapter is not None or config.precision == "fp64"
+    policy.to(device, wide[config.precision] if half else torch.float32)
+    if config.policy.gradient_checkpointing:
+        policy.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    return policy
+
+
+def with_canonical_beta(config: TrainConfig, policy: Policy) -> TrainConfig:
+    """Replace a beta in a paper's convention by the canonical one, now that the latent's size is known."""
+    convention: BetaConvention = getattr(config.objective, "beta_convention", "canonical")
+    if convention == "canonical":
+        return config
+    beta = canonical_beta(getattr(config.objective, "beta", 1.0), convention, latent_elements(policy))
+    changed: Any = replace(config.objective, beta=beta, beta_convention="canonical")  # type: ignore[call-arg]
+    return replace(config, objective=changed)
+
+
+def _claim(config: TrainConfig, resume: str | Path | None, accelerator: Accelerator) -> RunFolder:
+    """The run's folder, agreed on by all processes; the main one writes the resolved recipe into it."""
+    from accelerate.utils import broadcast_object_list
+
+    root = [""]
+    if accelerator.is_main_process:
+        run = RunFolder(root=_run_folder(resume)) if resume else new_run(config.output)
+        root = [str(run.root)]
+        if not resume:
+            write_text(run.config, dump(config, {"objective": name_of}))
+    return RunFolder(root=Path(broadcast_object_list(root)[0]))
+
+
+def _run_folder(resume: str | Path) -> Path:
+    path = Path(resume)
+    return path.parent.parent if path.parent.name == "checkpoints" else path
+
+
+def _checkpoint_of(path: Path) -> Path:
+    if path.parent.name == "checkpoints":
+        return path
+    found = newest(path / "checkpoints")
+    if found is None:
+        raise CheckpointError(
+            f"{path / 'checkpoints'} holds no whole checkpoint to resume from: start the run anew"
+        )
+    return found

@@ -1,0 +1,215 @@
+"""Every option of a training run: the only list of them. A recipe is this, as YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from diffalign.diffusion.corrupt import GaussianNoise
+from diffalign.diffusion.process import WeightName
+from diffalign.diffusion.timesteps import Timesteps, Uniform
+from diffalign.objectives import Objective
+from diffalign.policy.base import ReferenceKind
+from diffalign.policy.lora import AdapterConfig
+
+Precision = Literal["fp32", "bf16", "fp16", "fp64"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """The model that is aligned."""
+
+    model: str
+    """Local diffusers folder, or a hub id where allow_download is true."""
+    adapter: AdapterConfig | None = field(default_factory=AdapterConfig)
+    """LoRA to train; null trains all weights of the denoiser."""
+    reference: ReferenceKind = "auto"
+    """What the policy is compared with: auto, off (LoRA switched off), start (frozen copy), none."""
+    text_length: int = 32
+    """T5 tokens of SD3-type models; 256 for the released SD3."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a quarter more time."""
+    allow_download: bool = False
+    """Whether a hub id may be fetched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldConfig:
+    """Preferences that simulated people give on pictures of the base model (shapes world only)."""
+
+    taste: str = "large"
+    """Named taste of the voter; see docs/shapes_world.md."""
+    images: int = 600
+    """Pictures of the base model that are voted on."""
+    per_prompt: int = 4
+    """Pictures of each prompt; all their pairs are voted on."""
+    temperature: float = 0.4
+    """Noise of the votes (Bradley-Terry), in s.d. of the taste."""
+    careless: float = 0.0
+    """Share of votes given at random."""
+    seed: int = 0
+    """Seed of prompts, pictures and votes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The preferences that are learnt from."""
+
+    path: str | None = None
+    """File or folder with preferences; null where they come from the shapes world."""
+    format: str = "auto"
+    """Name of the reader, or auto."""
+    world: WorldConfig | None = None
+    """Make preferences in the shapes world instead of reading them."""
+    resolution: int = 512
+    """Side in pixels that images are resized and cropped to."""
+    random_crop: bool = False
+    """Random instead of centre crop (the same for both images of a pair)."""
+    flip: bool = False
+    """Random horizontal flip (the same for both images of a pair)."""
+    ties: Literal["keep", "drop", "soft"] = "drop"
+    """What becomes of ties: kept as such, dropped, or kept as soft labels of one half."""
+    latents: Literal["sample", "mode"] = "sample"
+    """Sample the VAE's posterior afresh at every step, or take its mean."""
+    prompt_dropout: float = 0.2
+    """Share of comparison units whose prompt is emptied (one draw for both images)."""
+    max_pairs: int | None = None
+    """Read at most so many records."""
+    max_bad_share: float = 0.01
+    """Share of unreadable images above which the run stops."""
+    cache: str = "outputs/cache"
+    """Folder of cached latents and text embeddings, shared by all runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Optimizer and schedule."""
+
+    name: Literal["adamw", "adamw8bit", "adafactor"] = "adamw"
+    """adamw (fused), adamw8bit (needs bitsandbytes and a GPU), adafactor (no relative step)."""
+    learning_rate: float = 1e-5
+    """Peak learning rate; it is not scaled by the batch."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's averages."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    eps: float = 1e-8
+    """AdamW's floor of the denominator."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate after warm-up."""
+    warmup: int = 0
+    """Steps of linear warm-up."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient; 0 switches clipping off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateConfig:
+    """Pictures and win rates while training, on prompts kept apart for selection."""
+
+    every: int = 0
+    """Steps between validations; 0 never validates."""
+    prompts: int = 32
+    """Prompts of the select split."""
+    seeds: int = 1
+    """Pictures of each prompt."""
+    judge: str | None = None
+    """Scorer that judges; null writes pictures only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """The evaluation at the end of the run."""
+
+    prompts: int = 100
+    """Held-out prompts; 0 skips the evaluation."""
+    seeds: int = 4
+    """Pictures of each prompt and model."""
+    prompt_file: str | None = None
+    """File of held-out prompts; null takes those of the shapes world."""
+    judges: tuple[str, ...] = ()
+    """Held-out scorers; the first is primary. Names, or name=weights."""
+    trained_on: tuple[str, ...] = ()
+    """Scorers that the training data came from; shown and marked."""
+    steps: int = 20
+    """Sampling steps."""
+    guidance: float = 4.0
+    """Classifier-free guidance."""
+    side: int | None = None
+    """Side of the pictures in pixels; null takes the model's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is written while training."""
+
+    every: int = 10
+    """Steps between lines on the screen; metrics.jsonl has every step."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Further places for metrics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    policy: PolicyConfig
+    """The model that is aligned."""
+    objective: Objective
+    """What is asked of the errors."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The preferences that are learnt from."""
+    corruptor: GaussianNoise = field(default_factory=GaussianNoise)
+    """At which noisy latents policy and reference are compared."""
+    timesteps: Timesteps = field(default_factory=Uniform)
+    """Distribution of t."""
+    error_weight: WeightName = "one"
+    """Factor w(t) on the native errors; eps_equivalent makes v and flow errors those of eps."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer and schedule."""
+    steps: int = 1000
+    """Optimizer steps."""
+    batch: int = 16
+    """Comparison units per step, over all processes and accumulation."""
+    accumulate: int = 1
+    """Parts that a step's batch is cut into, to save memory."""
+    precision: Precision = "fp32"
+    """Arithmetic of the denoiser; errors, losses and optimizer stay in fp32 at least."""
+    ema: float = 0.0
+    """Decay of the averaged weights that are exported; 0 keeps none."""
+    seed: int = 0
+    """Seed of everything."""
+    output: str = "outputs/run"
+    """Run folder."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; 0 writes one at the end only."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept; the best one stays besides."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights are exported: the last, or those that won validation."""
+    validate: ValidateConfig = field(default_factory=ValidateConfig)
+    """Pictures and win rates while training."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """The evaluation at the end of the run."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """What is written while training."""
+
+    def __post_init__(self) -> None:
+        """Check ranges and what must fit together; everything here fails before any weight is loaded."""
+        for name in ("steps", "batch", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.batch % self.accumulate:
+            raise ValueError(
+                f"batch {self.batch} cannot be cut into accumulate={self.accumulate} equal parts"
+            )
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; it must be in [0, 1), for example 0.99")
+        if self.data.path is None and self.data.world is None:
+            raise ValueError(
+                "data.path is missing: name a file or folder of preferences, or a data.world block"
+            )
+        if self.objective.needs_reference and self.policy.reference == "none":
+            raise ValueError("the objective compares with a reference: policy.reference must not be none")
+        if self.keep == "best" and not (self.validate.every and self.validate.judge):
+            raise ValueError("keep: best needs validate.every and validate.judge, which decide what is best")

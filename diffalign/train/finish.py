@@ -1,0 +1,104 @@
+"""The end of a run: weights for users, evaluation on held-out prompts, report, gallery, model card."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+from diffalign.assets import asset
+from diffalign.evaluate.generate import Sampling, generate, generate_base
+from diffalign.evaluate.judge import Evaluation, evaluate_pictures, load_judges
+from diffalign.evaluate.prompts import Part, part_of, read_prompts
+from diffalign.evaluate.report import Report, markdown_table, show_report, write_report
+from diffalign.policy import Policy
+from diffalign.policy.export import export_policy, model_card
+from diffalign.train.config import TrainConfig, WorldConfig
+from diffalign.train.progress import Screen
+from diffalign.train.trainer import Trainer
+
+USAGE = {
+    True: 'pipeline = DiffusionPipeline.from_pretrained("{model}")\npipeline.load_lora_weights("{export}")',
+    False: '{part} = {cls}.from_pretrained("{export}/{part}")\n'
+    'pipeline = DiffusionPipeline.from_pretrained("{model}", {part}={part})',
+}
+
+
+def evaluation_prompts(config: TrainConfig, part: Part) -> list[str]:
+    """Prompts that choose checkpoints ("select") and prompts that are reported ("report"); they never meet.
+
+    A prompt file is split by hash, 30 to 70. In the shapes world the held-out prompts are all reported, and
+    those that
+    select are training prompts beyond the ones that were voted on.
+    """
+    if config.evaluate.prompt_file is not None:
+        every = [p.prompt for p in read_prompts(asset(config.evaluate.prompt_file))]
+        return [p for p in every if part_of(p) == part]
+    from diffalign.world.votes import world_prompts
+
+    world = config.data.world or WorldConfig()
+    if part == "report":
+        return [str(p) for p in world_prompts(world.taste, 1000, "heldout")]
+    voted = world.images // world.per_prompt
+    return [str(p) for p in world_prompts(world.taste, 1000, "train", world.seed)[voted:]]
+
+
+def export_run(trainer: Trainer, screen: Screen) -> None:
+    """Write the trained weights (the average where there is one) to export/, on the main process."""
+    if not trainer.accelerator.is_main_process:
+        return
+    with trainer.ema.swapped() if trainer.ema is not None else nullcontext():
+        export_policy(trainer.policy, trainer.run.export, card=_card(trainer, "Not evaluated yet."))
+    screen.say(f"weights     {trainer.run.export}")
+
+
+def evaluate_run(trainer: Trainer, screen: Screen) -> Report | None:
+    """Evaluate against the base on held-out prompts; writes report.json, gallery.html and the model card.
+
+    Returns None on all but the main process.
+    """
+    if not trainer.accelerator.is_main_process:
+        return None
+    with trainer.ema.swapped() if trainer.ema is not None else nullcontext():
+        evaluation = paired_evaluation(trainer.config, trainer.policy, screen)
+    report = evaluation.report()
+    write_report(trainer.run.root / "report.json", report)
+    evaluation.write_gallery(trainer.run.root / "gallery.html", report, trainer.run.root.name)
+    (trainer.run.export / "README.md").write_text(_card(trainer, markdown_table(report)))
+    if screen.shown:
+        show_report(report, screen.console)
+    screen.say(
+        f"report      {trainer.run.root / 'report.json'}\ngallery     {trainer.run.root / 'gallery.html'}"
+    )
+    return report
+
+
+def paired_evaluation(config: TrainConfig, policy: Policy, screen: Screen) -> Evaluation:
+    """Pictures of base and policy on the report prompts, scored by all judges."""
+    options = config.evaluate
+    prompts = evaluation_prompts(config, "report")[: options.prompts]
+    judges = load_judges(options.judges, options.trained_on)
+    sampling = Sampling(steps=options.steps, guidance=options.guidance, side=options.side)
+    seeds = list(range(options.seeds))
+    with screen.task("evaluating", 2 * len(prompts) * len(seeds)) as advance:
+        base = generate_base(policy, prompts, seeds, sampling, Path(config.data.cache), advance)
+        model = generate(policy, prompts, seeds, sampling, advance)
+    return evaluate_pictures(prompts, base, model, judges, "base", "aligned")
+
+
+def _card(trainer: Trainer, table: str) -> str:
+    config, policy = trainer.config, trainer.policy
+    usage = USAGE[policy.adapter is not None].format(
+        model=config.policy.model,
+        export=trainer.run.export,
+        part=policy.family.component,
+        cls=type(policy.denoiser).__name__,
+    )
+    settings = {
+        "objective": config.objective,
+        "steps": config.steps,
+        "batch": config.batch,
+        "learning rate": config.optim.learning_rate,
+        "precision": config.precision,
+        "seed": config.seed,
+    }
+    return model_card(trainer.run.root.name, config.policy.model, settings, table, usage)

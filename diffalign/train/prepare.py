@@ -1,0 +1,130 @@
+"""From a recipe's data block to a loader: read or make the preferences, fit them to the objective, encode,
+cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from diffalign.assets import asset
+from diffalign.data.cache import CacheOptions, build_cache
+from diffalign.data.loader import Loader, LoaderOptions
+from diffalign.data.readers import read
+from diffalign.data.records import DataError, Record
+from diffalign.data.transform import Transform
+from diffalign.objectives import Objective
+from diffalign.policy import Policy
+from diffalign.train.config import TrainConfig
+from diffalign.train.progress import Screen
+
+
+def read_records(config: TrainConfig, policy: Policy, screen: Screen) -> list[Record]:
+    """Read the recipe's preferences, or make them in the shapes world.
+
+    Raises:
+        FileNotFoundError: nothing at data.path.
+        DataError: the data do not follow their format.
+    """
+    if config.data.path is not None:
+        return read(_found(config.data.path), config.data.format, max_pairs=config.data.max_pairs)
+    from diffalign.world.votes import world_records
+
+    if config.data.world is None:
+        raise DataError("data.path is missing: name a file or folder of preferences, or a data.world block")
+    with screen.task("base pictures", config.data.world.images) as advance:
+        records = world_records(policy, config.data.world, Path(config.data.cache), advance)
+    return records[: config.data.max_pairs]
+
+
+def select_for(objective: Objective, records: Sequence[Record]) -> list[Record]:
+    """Bring records to what the objective declares.
+
+    Winners are taken from pairs, rankings and likes alike; everything else must be there as it is.
+
+    Raises:
+        DataError: the data lack what the objective needs; says what it has and which objectives would fit.
+    """
+    if not records:
+        raise DataError("the data set is empty: there is no record to train on")
+    kinds = sorted({r.kind for r in records})
+    wanted = {"pairs": "pair", "labels": "labels", "ranking": "ranking"}.get(objective.data)
+    if wanted is None:
+        winners = [w for r in records for w in _winners(r)]
+        if not winners:
+            raise DataError("the objective trains on winners, and the data hold ties and dislikes only")
+        return winners
+    if kinds != [wanted]:
+        fits = {"pair": "dpo or sft", "labels": "kto or sft", "ranking": "rankdpo or sft"}
+        raise DataError(
+            f"objective {type(objective).__name__} needs {objective.data}, the data hold {', '.join(kinds)};"
+            f" take objective {fits[kinds[0]]}, or other data"
+        )
+    return list(records)
+
+
+def _winners(record: Record) -> list[Record]:
+    """One liked-image record for each best image of a comparison that has a winner."""
+    best = max(record.values)
+    if record.kind != "labels" and min(record.values) == best:
+        return []
+    chosen = [i for i, v in enumerate(record.values) if v == best and (record.kind != "labels" or v == 1)]
+    return [
+        replace(
+            record,
+            kind="labels",
+            images=(record.images[i],),
+            values=(1.0,),
+            prompts=(record.prompts[i],) if record.prompts else None,
+            models=record.models[i : i + 1],
+        )
+        for i in chosen
+    ]
+
+
+def build_loader(
+    config: TrainConfig, policy: Policy, records: Sequence[Record], accelerator: Accelerator, screen: Screen
+) -> Loader:
+    """Encode what the cache lacks, and make this process's loader.
+
+    Raises:
+        DataError: unreadable images beyond the allowed share, only ties, or too few units for the processes.
+    """
+    data = config.data
+    with screen.encoding() as progress:
+        cached = build_cache(
+            records,
+            policy,
+            Path(data.cache),
+            transform=Transform(
+                resolution=data.resolution, random_crop=data.random_crop, flip=data.flip, seed=config.seed
+            ),
+            options=CacheOptions(max_bad_share=data.max_bad_share),
+            progress=progress,
+        )
+    screen.say(f"data        {cached.report.summary()}")
+    for where, reason in cached.report.bad[:20]:
+        screen.say(f"skipped     {where}: {reason}")
+    options = LoaderOptions(
+        batch=config.batch // config.accumulate,
+        seed=config.seed,
+        ties=data.ties,
+        prompt_dropout=data.prompt_dropout,
+    )
+    return Loader(
+        cached,
+        policy.collate_prompts,
+        options,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+
+
+def _found(path: str) -> Path:
+    try:
+        return asset(path)
+    except FileNotFoundError:
+        return Path(path)  # a glob pattern, or the reader's own error

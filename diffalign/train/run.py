@@ -1,0 +1,101 @@
+"""The folder of a run: where its files are, how lines of metrics are written, and how none of it is lost."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """Paths of one run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved recipe."""
+        return self.root / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Resume state."""
+        return self.root / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        """Weights for users."""
+        return self.root / "export"
+
+    @property
+    def samples(self) -> Path:
+        """Validation pictures."""
+        return self.root / "samples"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line per step."""
+        return self.root / "metrics.jsonl"
+
+    def append(self, step: int, row: Mapping[str, float], timing: Mapping[str, float]) -> None:
+        """Add one step's line; what is not a number is written as null, as JSON has no NaN."""
+        plain: dict[str, Any] = {"step": step} | {k: v if math.isfinite(v) else None for k, v in row.items()}
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(plain | {"timing": dict(timing)}) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop lines of steps beyond ``step``: they are made again after a resume."""
+        if not self.metrics.exists():
+            return
+        kept = [line for line in self.metrics.read_text().splitlines() if _step(line) <= step]
+        write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All lines so far."""
+        if not self.metrics.exists():
+            return []
+        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return math.inf  # a line cut short by a kill
+
+
+def new_run(output: str) -> RunFolder:
+    """Claim a folder that no other run has: ``output``, or output-2, output-3, ... where it is taken."""
+    root, i = Path(output), 1
+    while (root / "config.yaml").exists():
+        i += 1
+        root = Path(f"{output}-{i}")
+    root.mkdir(parents=True, exist_ok=True)
+    return RunFolder(root=root)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The resolved recipe of a run, as plain values.
+
+    Raises:
+        FileNotFoundError: ``folder`` is no run folder.
+    """
+    file = folder / "config.yaml"
+    if not file.exists():
+        raise FileNotFoundError(f"{folder} is no run folder: it has no config.yaml")
+    loaded: dict[str, Any] = yaml.safe_load(file.read_text())
+    return loaded

@@ -1,0 +1,315 @@
+"""The training loop: one for every objective, model and data kind."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from diffalign.data.loader import Batch
+from diffalign.diffusion.corrupt import draw_seed, seeded_noise
+from diffalign.diffusion.spaces import native_error
+from diffalign.objectives import Denoised
+from diffalign.policy import Policy
+from diffalign.train.checkpoint import (
+    Checkpoint,
+    check_fits,
+    pack_optimizer,
+    prune,
+    save_checkpoint,
+    unpack_optimizer,
+)
+from diffalign.train.config import TrainConfig
+from diffalign.train.ema import Ema
+from diffalign.train.metrics import StepFigures
+from diffalign.train.monitor import LateReader, Monitor
+from diffalign.train.optim import build_optimizer, learning_rate, set_learning_rate
+from diffalign.train.run import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+class Loader(Protocol):
+    """What the trainer asks of a loader: endless batches of this process, and an exact position."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches of this process, for ever."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position after the last batch handed out."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a position."""
+
+
+@dataclass(kw_only=True)
+class Clock:
+    """Seconds by phase of the step. ``sync`` waits for the device at each change: for benchmarks only."""
+
+    sync: Callable[[], None] | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    phase: str = ""
+    since: float = 0.0
+
+    def enter(self, phase: str) -> None:
+        """End the running phase and start another one; an empty name stops the clock."""
+        if self.sync is not None:
+            self.sync()
+        now = time.perf_counter()
+        if self.phase:
+            self.seconds[self.phase] = self.seconds.get(self.phase, 0.0) + now - self.since
+        self.phase, self.since = phase, now
+
+
+StepHook = Callable[[int, dict[str, float]], None]
+
+
+class Trainer:
+    """Runs optimizer steps of one objective on one policy; knows nothing of files but its run folder."""
+
+    def __init__(
+        self, config: TrainConfig, policy: Policy, loader: Loader, accelerator: Accelerator, run: RunFolder
+    ) -> None:
+        """Prepare optimizer, reference and averages; see TrainConfig for the options."""
+        self.config, self.policy, self.loader, self.run = config, policy, loader, run
+        self.accelerator = accelerator
+        self.objective = config.objective
+        self.parameters = policy.trainable()
+        self.optimizer = build_optimizer(self.parameters.values(), config.optim)
+        self.ema = Ema(self.parameters, config.ema) if config.ema else None
+        self.state: dict[str, Tensor] = {}
+        self.step = 0
+        self.clock = Clock()
+        self.monitor = Monitor()
+        self.best: dict[str, Any] = {}
+        self._late = LateReader()
+        self._took: dict[int, float] = {}
+        self._batches: Iterator[Batch] | None = None
+        policy.wrapped, self.optimizer = accelerator.prepare(policy.denoiser, self.optimizer)
+
+    # ------------------------------------------------------------------ the loop
+
+    def fit(
+        self, on_step: StepHook | None = None, on_interval: Callable[[Trainer], None] | None = None
+    ) -> None:
+        """Train to ``config.steps``; ``on_step`` gets each step's figures, one step late, on the main
+        process.
+
+        Raises:
+            DivergedError: the loss or gradient is not finite; the last good checkpoint is kept.
+            CheckpointError: a checkpoint cannot be written.
+        """
+        self.policy.denoiser.train()
+        while self.step < self.config.steps:
+            started = time.perf_counter()
+            figures, samples = self._optimizer_step()
+            self.step += 1
+            self._took[self.step] = time.perf_counter() - started
+            self._report(self._late.push(self.step, figures, samples), on_step)
+            every = self.config.checkpoint_every
+            if self.step == self.config.steps or (every and self.step % every == 0):
+                self._report(self._late.flush(), on_step)  # a checkpoint is written only of a healthy step
+                self.save()
+            if on_interval is not None:
+                on_interval(self)
+        self.clock.enter("")
+
+    def _report(
+        self, late: tuple[int, dict[str, float], Sequence[int]] | None, on_step: StepHook | None
+    ) -> None:
+        if late is None:
+            return
+        step, row, samples = late
+        if self.accelerator.is_main_process:
+            self.run.append(step, row, {"seconds": self._took.pop(step, 0.0)})
+        self.monitor.watch(step, row, samples)
+        if on_step is not None and self.accelerator.is_main_process:
+            on_step(step, row)
+
+    def _optimizer_step(self) -> tuple[dict[str, Tensor], list[int]]:
+        """One step over ``accumulate`` parts: sum(weight * loss) / sum(weight) over parts and processes."""
+        self.clock.enter("data")
+        parts = [self._next_batch() for _ in range(self.config.accumulate)]
+        total = self._reduce_sum(sum(self._unit_weights(p).sum() for p in parts))
+        figures, samples = StepFigures(), []
+        for i, batch in enumerate(parts):
+            last = i == len(parts) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.policy.wrapped):
+                self._backward(batch, total, figures)
+            samples += batch.sample.tolist()
+        self.clock.enter("optimizer")
+        norm = self._clip()
+        set_learning_rate(self.optimizer, learning_rate(self.step, self.config.steps, self.config.optim))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update()
+        out = figures.means(self._reduce_sum)
+        out["grad_norm"] = norm
+        out["learning_rate"] = torch.tensor(self.optimizer.param_groups[0]["lr"], device=norm.device)
+        return out, samples
+
+    def _backward(self, batch: Batch, total: Tensor, figures: StepFigures) -> None:
+        denoised = self.denoise(batch)
+        loss, metrics = self.objective.loss(denoised, self._reduce_mean, self.state)  # (U,)
+        weight = self.objective.units(denoised, denoised.weight).to(loss.dtype)  # type: ignore[arg-type]
+        self.clock.enter("policy")
+        # DDP averages gradients over processes, hence the factor; accelerate divides by nothing at
+        # accumulation 1
+        self.accelerator.backward((weight * loss).sum() * (self.accelerator.num_processes / total))
+        share = self.objective.units(denoised, self._time_share(denoised.t).to(loss.dtype))
+        figures.add("loss", loss)
+        figures.add_all(metrics, share)
+
+    def denoise(self, batch: Batch) -> Denoised:
+        """Corrupt a batch and run policy and reference on the very same inputs."""
+        units = self._unit_seeds(batch)
+        batch = batch.to(self.accelerator.device)
+        x0 = self.policy.scale_latents(self._latents(batch, units)).to(self._dtype)
+        noisy = self.config.corruptor(x0, units, self.policy.process, self.config.timesteps)
+        self.clock.enter("policy")
+        with self.accelerator.autocast():
+            pred = self.policy.predict(noisy.x_t, noisy.t, batch.cond, batch.sizes)
+        error, ref_error = native_error(pred, noisy.target), None
+        if self.objective.needs_reference:
+            self.clock.enter("reference")
+            with self.policy.reference(), self.accelerator.autocast():
+                ref_pred = self.policy.predict(noisy.x_t, noisy.t, batch.cond, batch.sizes)
+            ref_error = native_error(ref_pred, noisy.target)
+        weight = None
+        if self.config.error_weight != "one":
+            weight = self.policy.process.weight(noisy.t, self.config.error_weight).to(error.dtype)
+        return Denoised(
+            error=error, ref_error=ref_error, group=batch.group, role=batch.role, t=noisy.t, t_weight=weight,
+            score=batch.score, soft=None if batch.soft is None else batch.soft.to(error.dtype),
+            weight=batch.weight,
+        )  # fmt: skip
+
+    def _unit_seeds(self, batch: Batch) -> list[int]:
+        """Seed of each row's comparison unit; the loader's batches are on the host, so nothing waits."""
+        places = zip(batch.epoch.tolist(), batch.sample.tolist(), strict=True)
+        return [draw_seed(self.config.seed, epoch, sample) for epoch, sample in places]
+
+    def _latents(self, batch: Batch, units: list[int]) -> Tensor:
+        """Unscaled (N, C, h, w) latents: the posterior's mean, or a sample seeded by unit and side."""
+        if batch.logvar is None or self.config.data.latents == "mode":
+            return batch.mean
+        return batch.mean + (0.5 * batch.logvar.clamp(-30, 20)).exp() * seeded_noise(
+            _row_seeds(units), batch.mean
+        )
+
+    def _next_batch(self) -> Batch:
+        if self._batches is None:
+            self._batches = iter(self.loader)
+        return next(self._batches)
+
+    # ------------------------------------------------------------------ small parts
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.float64 if self.config.precision == "fp64" else torch.float32
+
+    def _unit_weights(self, batch: Batch) -> Tensor:
+        stand_in = Denoised(
+            error=batch.weight, ref_error=None, group=batch.group, role=batch.role, t=batch.weight
+        )
+        return self.objective.units(stand_in, batch.weight).to(self.accelerator.device, self._dtype)
+
+    def _time_share(self, t: Tensor) -> Tensor:
+        return t if self.policy.process.is_flow else t / self.policy.process.steps
+
+    def _reduce_sum(self, value: Any) -> Tensor:
+        reduced: Tensor = self.accelerator.reduce(value, "sum")
+        return reduced
+
+    def _reduce_mean(self, value: Tensor) -> Tensor:
+        reduced: Tensor = self.accelerator.reduce(value, "mean")
+        return reduced
+
+    def _clip(self) -> Tensor:
+        limit = self.config.optim.clip_norm or float("inf")
+        norm = self.accelerator.clip_grad_norm_(self.parameters.values(), limit)
+        return norm if isinstance(norm, Tensor) else torch.tensor(float(norm))
+
+    # ------------------------------------------------------------------ state
+
+    def checkpoint(self) -> Checkpoint:
+        """Everything that the next step depends on."""
+        tensors, scalars = pack_optimizer(_plain(self.optimizer), self.parameters)
+        state = {f"policy/{k}": p.detach() for k, p in self.parameters.items()}
+        state |= {f"optim/{k}": v for k, v in tensors.items()}
+        state |= {f"objective/{k}": v for k, v in self.state.items()}
+        if self.ema is not None:
+            state |= {f"ema/{k}": v for k, v in self.ema.state().items()}
+        state |= {f"rng/{i}": s for i, s in enumerate(self._all_rng())}
+        meta = {
+            "optim": scalars,
+            "loader": self.loader.state_dict(),
+            "ema_steps": self.ema.steps if self.ema else 0,
+            "best": self.best,
+            "processes": self.accelerator.num_processes,
+        }
+        return Checkpoint(step=self.step, tensors=state, meta=meta)
+
+    def save(self) -> None:
+        """Write a checkpoint (main process) and drop those beyond the retention."""
+        checkpoint = self.checkpoint()
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.run.checkpoints, checkpoint)
+            prune(self.run.checkpoints, self.config.keep_checkpoints, self.best.get("checkpoint"))
+        self.accelerator.wait_for_everyone()
+
+    @torch.no_grad()
+    def restore(self, checkpoint: Checkpoint, where: str) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            CheckpointError: it belongs to another model.
+        """
+        check_fits(checkpoint, self.parameters, where)
+        for key, value in checkpoint.part("policy").items():
+            self.parameters[key].copy_(value)
+        unpack_optimizer(
+            _plain(self.optimizer), self.parameters, checkpoint.part("optim"), checkpoint.meta["optim"]
+        )
+        if self.ema is not None:
+            self.ema.load(checkpoint.part("ema"), checkpoint.meta["ema_steps"])
+        self.state.update({k: v.to(self.accelerator.device) for k, v in checkpoint.part("objective").items()})
+        self.loader.load_state_dict(checkpoint.meta["loader"])
+        self.step, self.best = checkpoint.step, checkpoint.meta["best"]
+        rng = checkpoint.part("rng").get(str(self.accelerator.process_index))
+        if rng is not None:
+            torch.set_rng_state(rng)
+        if self.accelerator.is_main_process:
+            self.run.forget_after(self.step)
+
+    def _all_rng(self) -> list[Tensor]:
+        """CPU generator state of every process (LoRA dropout and user code may draw from it)."""
+        own = torch.get_rng_state()
+        if self.accelerator.num_processes == 1:
+            return [own]
+        every: Tensor = self.accelerator.gather(own.to(self.accelerator.device)[None])
+        return list(every.cpu())
+
+
+def _row_seeds(units: Sequence[int]) -> list[int]:
+    """One seed per image: by its unit and its place within the unit."""
+    seen: dict[int, int] = {}
+    seeds = []
+    for unit in units:
+        seen[unit] = seen.get(unit, -1) + 1
+        seeds.append(draw_seed("latent", unit, seen[unit]))
+    return seeds
+
+
+def _plain(optimizer: Any) -> torch.optim.Optimizer:
+    """The torch optimizer inside accelerate's wrapper."""
+    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return inner

@@ -1,0 +1,91 @@
+"""While training: pictures of fixed prompts and seeds, and the win rate on prompts kept for selection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+
+from diffalign.evaluate.generate import Sampling, generate, generate_base
+from diffalign.evaluate.judge import load_judges, score
+from diffalign.evaluate.stats import base_sd, compare
+from diffalign.train.checkpoint import load_checkpoint, name_of
+from diffalign.train.config import TrainConfig
+from diffalign.train.finish import evaluation_prompts
+from diffalign.train.progress import Screen
+from diffalign.train.trainer import Trainer
+
+
+class Validator:
+    """Called after every step; acts every ``validate.every`` steps, on the main process."""
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator, screen: Screen) -> None:
+        """Nothing is generated before the first validation."""
+        self.config, self.accelerator, self.screen = config, accelerator, screen
+        self.sampling = Sampling(
+            steps=config.evaluate.steps, guidance=config.evaluate.guidance, side=config.evaluate.side
+        )
+        self.seeds = list(range(500, 500 + config.validate.seeds))
+
+    def __call__(self, trainer: Trainer) -> None:
+        """Validate if this step is due."""
+        every = self.config.validate.every
+        if not every or trainer.step % every:
+            return
+        if self.accelerator.is_main_process:
+            self.validate(trainer)
+        self.accelerator.wait_for_everyone()
+
+    def validate(self, trainer: Trainer) -> None:
+        """Write a sheet of pictures, and where a judge is named the win rate against the base."""
+        prompts = evaluation_prompts(self.config, "select")[: self.config.validate.prompts]
+        with torch.random.fork_rng(devices=[]):
+            base = generate_base(
+                trainer.policy, prompts, self.seeds, self.sampling, Path(self.config.data.cache)
+            )
+            model = generate(trainer.policy, prompts, self.seeds, self.sampling)
+        trainer.run.samples.mkdir(exist_ok=True)
+        save_sheet(base, model, trainer.run.samples / f"{name_of(trainer.step)}.png")
+        if self.config.validate.judge is None:
+            return
+        judge = load_judges([self.config.validate.judge], [])[0]
+        before, after = score(judge.scorer, base, prompts), score(judge.scorer, model, prompts)
+        result = compare(before, after, sd=base_sd(before), resamples=500, flips=500).win_rate
+        self.screen.say(
+            f"step {trainer.step}: {judge.name} win rate {result.value:.3f} [{result.low:.3f}, "
+            f"{result.high:.3f}]"
+        )
+        if result.value > trainer.best.get("win_rate", -1.0):
+            trainer.best = {
+                "win_rate": result.value,
+                "step": trainer.step,
+                "checkpoint": name_of(trainer.step),
+            }
+            if not (trainer.run.checkpoints / name_of(trainer.step)).exists():
+                trainer.save()
+
+    def keep_best(self, trainer: Trainer) -> None:
+        """With ``keep: best`` put the weights that won validation back before they are exported."""
+        if self.config.keep != "best" or not trainer.best:
+            return
+        best = load_checkpoint(trainer.run.checkpoints / trainer.best["checkpoint"])
+        with torch.no_grad():
+            for key, value in best.part("policy").items():
+                trainer.parameters[key].copy_(value)
+            if trainer.ema is not None:
+                trainer.ema.load(best.part("ema"), best.meta["ema_steps"])
+        self.screen.say(
+            f"kept        step {trainer.best['step']}, win rate {trainer.best['win_rate']:.3f} on "
+            f"selection prompts"
+        )
+
+
+def save_sheet(base: Tensor, model: Tensor, path: Path) -> None:
+    """Save (P, S, 3, H, W) uint8 pictures of both as one PNG: a row per prompt, base left, model right."""
+    rows = torch.cat([base, model], 1)  # (P, 2S, 3, H, W)
+    p, s, _, h, w = rows.shape
+    sheet = rows.permute(0, 3, 1, 4, 2).reshape(p * h, s * w, 3)
+    Image.fromarray(sheet.numpy()).save(path)

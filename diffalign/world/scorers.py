@@ -1,0 +1,69 @@
+"""Simulated people and the oracle as scorers: ``scorers.load("shapes-large")``, ``scorers.load("shapes-
+obedience")``.
+
+Registered through the entry-point group ``scorers``, one name for each taste; module attributes are made on
+demand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffalign.world.grammar import Prompt, parse
+from diffalign.world.oracle import measure, obeys
+from diffalign.world.raters import TASTES, named_rater
+from scorers.base import ScorerBase
+
+ScorePrompts = Callable[[Tensor, Sequence[Prompt]], Tensor]
+
+
+class WorldScorer(ScorerBase):
+    """Scores 64 x 64 pictures of the shapes world exactly, without weights and without gradient."""
+
+    differentiable = False
+    licence = "Apache-2.0"
+    citation = "diffalign, docs/shapes_world.md"
+
+    def __init__(self, name: str, score: ScorePrompts) -> None:
+        """``score`` maps (B, 3, 64, 64) pictures in [0, 1] and B prompts to (B,) scores."""
+        super().__init__()
+        self.name, self._score = name, score
+
+    def score_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
+        """See Scorer; raises ValueError for prompts outside the grammar."""
+        return self._score(x01.cpu(), [parse(p) for p in prompts]).float()
+
+
+class TasteLoader:
+    """What the registry holds for one taste: loads its noise-free utility as a scorer."""
+
+    def __init__(self, taste: str) -> None:
+        """``taste`` is a key of TASTES."""
+        self.taste = taste
+
+    def load(self, weights: Path | None, *, device: str | torch.device, dtype: torch.dtype) -> WorldScorer:
+        """Make the scorer; weights, device and dtype do not matter."""
+        return WorldScorer(f"shapes-{self.taste}", named_rater(self.taste).score)
+
+
+class ObedienceLoader:
+    """What the registry holds for ``shapes-obedience``."""
+
+    def load(self, weights: Path | None, *, device: str | torch.device, dtype: torch.dtype) -> WorldScorer:
+        """Make the scorer: 1 where shape, colour, background and relation are as asked, else 0."""
+        return WorldScorer("shapes-obedience", lambda x, p: obeys(measure(x), p).all.float())
+
+
+obedience = ObedienceLoader()
+
+
+def __getattr__(name: str) -> TasteLoader:
+    """Loader of the taste ``name`` (underscores for hyphens), for the entry points."""
+    taste = name.replace("_", "-")
+    if taste not in TASTES:
+        raise AttributeError(f"no taste {taste!r}; there are {', '.join(TASTES)}")
+    return TasteLoader(taste)

@@ -1,0 +1,250 @@
+"""What is trained to make the tiny pipelines: one class per network (VAE, UNet, MMDiT) with its loss and
+measures.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from diffalign.world.grammar import double_prompts, parse, sample_prompts, single_prompts
+from diffalign.world.models import (
+    LATENT_CHANNELS,
+    Widths,
+    build_sd3_pipeline,
+    build_sd_pipeline,
+    build_vae,
+    save_pipeline,
+)
+from diffalign.world.oracle import measure, obeys
+from diffalign.world.shapes import draw
+
+PICTURES = 24_000
+"""Pictures whose latents are cached for the UNet and the MMDiT."""
+
+
+class Stage(ABC):
+    """One network to train: its modules, its loss, and what to measure."""
+
+    name: str
+    steps: int
+    learning_rate: float
+    modules: nn.ModuleDict
+
+    @abstractmethod
+    def loss(self, rng: np.random.Generator) -> Tensor:
+        """Scalar loss of one fresh batch."""
+
+    @abstractmethod
+    def measure(self) -> dict[str, float]:
+        """Figures worth logging, with the averaged weights in place."""
+
+    @abstractmethod
+    def export(self, out: Path) -> None:
+        """Save the averaged weights for users."""
+
+
+class VaeStage(Stage):
+    """Autoencoder: absolute error plus a slight pull of the latents to the unit Gaussian."""
+
+    name, steps, learning_rate, batch = "vae", 2700, 1.5e-3, 32
+
+    def __init__(self) -> None:
+        """Untrained."""
+        self.vae = build_vae(Widths())
+        nn.init.constant_(
+            self.vae.quant_conv.bias.data[LATENT_CHANNELS:], -6.0
+        )  # start with little noise: noise of s.d. 1 stalls for long
+        self.modules = nn.ModuleDict({"vae": self.vae})
+
+    def loss(self, rng: np.random.Generator) -> Tensor:
+        """Mean absolute error, weighted towards edges, and a little of the KL divergence."""
+        x = draw(sample_prompts(self.batch, rng), rng) * 2 - 1
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = self.vae.encode(x).latent_dist
+            y = self.vae.decode(posterior.sample()).sample
+        error = edge_weight(x) * (y.float() - x).abs()
+        out: Tensor = error.mean() + 3e-4 * posterior.kl().mean() / 256
+        return out
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Absolute error in 1/255 and the share of reconstructions that the oracle reads right."""
+        rng = np.random.default_rng(123)
+        prompts = sample_prompts(256, rng, "heldout", double_share=0.0)
+        x = draw(prompts, rng)
+        y = self.vae.decode(self.vae.encode(x * 2 - 1).latent_dist.mean).sample / 2 + 0.5
+        right = obeys(measure(y.clamp(0, 1)), prompts).all
+        return {"error_255": float((y - x).abs().mean() * 255), "right": float(right.float().mean())}
+
+    def export(self, out: Path) -> None:
+        """Set the scaling factor to 1 / s.d. of the latents and save."""
+        rng = np.random.default_rng(7)
+        with torch.no_grad():
+            z = self.vae.encode(draw(sample_prompts(512, rng), rng) * 2 - 1).latent_dist.mean
+        self.vae.register_to_config(scaling_factor=float(1 / z.std()), shift_factor=0.0)
+        self.vae.to(torch.float16).save_pretrained(out / "vae")
+        self.vae.to(torch.float32)
+
+
+def edge_weight(x: Tensor) -> Tensor:
+    """(B, 1, H, W) weights, 1 on flat ground and up to 5 around edges: most pixels are flat, what counts is
+    not.
+    """
+    dx = F.pad((x[..., :, 1:] - x[..., :, :-1]).abs().amax(1, keepdim=True), (0, 1))
+    dy = F.pad((x[..., 1:, :] - x[..., :-1, :]).abs().amax(1, keepdim=True), (0, 0, 0, 1))
+    return 1 + 4 * F.max_pool2d((dx + dy).clamp(max=1), 5, 1, 2)
+
+
+class DenoiserStage(Stage):
+    """What the UNet and the MMDiT share: cached latents, prompts dropped for guidance, obedience as the
+    measure.
+    """
+
+    steps, learning_rate, batch, drop = 7000, 1e-3, 64, 0.1
+
+    def __init__(self, vae_folder: Path, work: Path) -> None:
+        """Untrained, around a trained VAE; ``work`` keeps the cached latents."""
+        self.vae = AutoencoderKL.from_pretrained(vae_folder).requires_grad_(False)
+        self.latents = cached_latents(self.vae, work / "latents.safetensors")
+        self.prompts = [str(p) for p in sample_prompts(PICTURES, np.random.default_rng(2))]
+        self.pipeline = self.build()
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    @abstractmethod
+    def build(self) -> Any:
+        """Make the untrained pipeline and set ``modules``."""
+
+    @abstractmethod
+    def error(self, x0: Tensor, noise: Tensor, prompts: Sequence[str], rng: np.random.Generator) -> Tensor:
+        """Mean squared error of the prediction."""
+
+    def loss(self, rng: np.random.Generator) -> Tensor:
+        """Denoising error of a batch of cached latents, a tenth of the prompts emptied."""
+        rows = rng.integers(len(self.latents), size=self.batch)
+        prompts = ["" if rng.random() < self.drop else self.prompts[i] for i in rows]
+        x0 = self.latents[torch.from_numpy(rows)]
+        return self.error(x0, torch.randn_like(x0), prompts, rng)
+
+    def measure(self) -> dict[str, float]:
+        """Obedience on 120 held-out one-object prompts, and on 40 two-object prompts."""
+        return {
+            "obedience": obedience(self.pipeline, [str(p) for p in single_prompts("heldout")[:120]]),
+            "obedience_two": obedience(self.pipeline, [str(p) for p in double_prompts("heldout")[:40]]),
+        }
+
+    def export(self, out: Path) -> None:
+        """Save the pipeline as users load it."""
+        save_pipeline(self.pipeline, str(out / self.name))
+
+
+class UNetStage(DenoiserStage):
+    """Stable-Diffusion-type pipeline: eps prediction, text encoder trained along."""
+
+    name = "unet"
+
+    def build(self) -> Any:
+        """See DenoiserStage."""
+        pipeline = build_sd_pipeline(self.vae)
+        self.modules = nn.ModuleDict({"unet": pipeline.unet, "text": pipeline.text_encoder})
+        self.alphas_cumprod = pipeline.scheduler.alphas_cumprod
+        return pipeline
+
+    def error(self, x0: Tensor, noise: Tensor, prompts: Sequence[str], rng: np.random.Generator) -> Tensor:
+        """Eps error at uniform timesteps."""
+        t = torch.randint(0, len(self.alphas_cumprod), (len(x0),))
+        a = self.alphas_cumprod[t].view(-1, 1, 1, 1)
+        text, _ = self.pipeline.encode_prompt(list(prompts), "cpu", 1, False)
+        with torch.autocast("cpu", torch.bfloat16):
+            eps = self.pipeline.unet(a.sqrt() * x0 + (1 - a).sqrt() * noise, t, text).sample
+        return F.mse_loss(eps.float(), noise)
+
+
+class DiTStage(DenoiserStage):
+    """SD3-type pipeline: rectified flow, three text encoders trained along."""
+
+    name = "dit"
+
+    def build(self) -> Any:
+        """See DenoiserStage."""
+        pipeline = build_sd3_pipeline(self.vae)
+        names = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+        self.modules = nn.ModuleDict({n: getattr(pipeline, n) for n in names})
+        return pipeline
+
+    def error(self, x0: Tensor, noise: Tensor, prompts: Sequence[str], rng: np.random.Generator) -> Tensor:
+        """Velocity error at logit-normal times; text length 32 in 7 of 8 steps and 256 in the other."""
+        sigma = torch.sigmoid(torch.randn(len(x0), 1, 1, 1))
+        length = 256 if rng.random() < 1 / 8 else 32
+        text, _, pooled, _ = self.pipeline.encode_prompt(
+            list(prompts), None, None, do_classifier_free_guidance=False, max_sequence_length=length
+        )
+        with torch.autocast("cpu", torch.bfloat16):
+            v = self.pipeline.transformer(
+                hidden_states=(1 - sigma) * x0 + sigma * noise,
+                timestep=sigma.flatten() * 1000,
+                encoder_hidden_states=text,
+                pooled_projections=pooled,
+            ).sample
+        return F.mse_loss(v.float(), noise - x0)
+
+
+@torch.no_grad()
+def cached_latents(vae: AutoencoderKL, file: Path) -> Tensor:
+    """Scaled latents (PICTURES, 8, 8, 8) of the training pictures, computed once."""
+    if not file.exists():
+        rng = np.random.default_rng(2)
+        prompts, parts = sample_prompts(PICTURES, rng), []
+        for i in range(0, PICTURES, 500):
+            with torch.autocast("cpu", torch.bfloat16):
+                parts.append(vae.encode(draw(prompts[i : i + 500], rng) * 2 - 1).latent_dist.mean.float())
+        save_file({"latents": (torch.cat(parts) * vae.config.scaling_factor).contiguous()}, file)
+    return load_file(file)["latents"]
+
+
+@torch.no_grad()
+def obedience(
+    pipeline: Any,
+    prompts: Sequence[str],
+    steps: int = 20,
+    guidance: float = 4.0,
+    seed: int = 0,
+    length: int = 32,
+) -> float:
+    """Share of generated pictures (one per prompt) that the oracle finds to obey: shape, colour, background,
+    relation.
+    """
+    pictures = []
+    extra = {"max_sequence_length": length} if hasattr(pipeline, "transformer") else {}
+    for i in range(0, len(prompts), 40):
+        generator = torch.Generator().manual_seed(seed + i)
+        out = pipeline(
+            list(prompts[i : i + 40]),
+            height=64,
+            width=64,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generator,
+            output_type="pt",
+            **extra,
+        )
+        pictures.append(out.images)
+    return float(obeys(measure(torch.cat(pictures)), [parse(p) for p in prompts]).all.float().mean())
+
+
+def build_stage(name: str, work: Path, out: Path) -> Stage:
+    """Make the stage called ``name``; the later ones need the VAE that the first one saved in ``out``."""
+    if name == "vae":
+        return VaeStage()
+    if not (out / "vae").exists():
+        raise FileNotFoundError(f"{out / 'vae'} is missing: train the stage 'vae' first")
+    return {"unet": UNetStage, "dit": DiTStage}[name](out / "vae", work)

@@ -1,0 +1,180 @@
+"""Policies of every family at 1 MB: predictions, references, requires_grad, encoders, generation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffalign.diffusion.spaces import native_error
+from diffalign.policy import Policy, load_policy
+from diffalign.policy.export import export_policy
+from diffalign.policy.lora import ADAPTER, AdapterConfig, adapter_parameters
+from tests.tiny import tiny_folder, tiny_pipeline
+
+FAMILIES = ["sd", "sd-v", "sdxl", "sd3"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tiny")
+
+
+def inputs(
+    policy: Policy, n: int = 4
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+    cond = policy.collate_prompts(policy.encode_prompts(["a red circle"] * n))
+    t = torch.full((n,), 0.5) if policy.process.is_flow else torch.full((n,), 500)
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(n, 8, 8, 8, generator=generator), t, cond, torch.tensor([[64, 64, 0, 0, 64, 64]] * n)
+
+
+def shake(policy: Policy) -> None:
+    """Make the LoRA do something."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.trainable().values():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fresh_lora_equals_the_reference_exactly(family: str, folder: Path) -> None:
+    policy = load_policy(tiny_folder(family, folder), {"rank": 2, "alpha": 4})
+    assert policy.set_reference() == "off"
+    x, t, cond, sizes = inputs(policy)
+    own = policy.predict(x, t, cond, sizes)
+    with policy.reference():
+        reference = policy.predict(x, t, cond, sizes)
+    assert torch.equal(own, reference)
+    assert own.requires_grad
+    assert not reference.requires_grad
+    shake(policy)
+    changed = policy.predict(x, t, cond, sizes)
+    with policy.reference():
+        again = policy.predict(x, t, cond, sizes)
+    assert torch.equal(again, reference), "the reference must not move with the policy"
+    assert native_error(changed, own).max() > 0
+
+
+@pytest.mark.parametrize("family", ["sd", "sd3"])
+def test_full_training_compares_with_a_frozen_copy(family: str, folder: Path) -> None:
+    policy = load_policy(tiny_folder(family, folder))
+    with pytest.raises(RuntimeError, match="set_reference"), policy.reference():
+        pass
+    with pytest.raises(ValueError, match="use 'start'"):
+        policy.set_reference("off")
+    policy.set_reference()
+    x, t, cond, sizes = inputs(policy)
+    with policy.reference():
+        before = policy.predict(x, t, cond, sizes)
+    shake(policy)
+    with policy.reference():
+        assert torch.equal(policy.predict(x, t, cond, sizes), before)
+    assert not torch.equal(policy.predict(x, t, cond, sizes), before)
+
+
+def test_requires_grad_survives_the_reference_pass(folder: Path) -> None:
+    policy = load_policy(tiny_folder("sd", folder), {"rank": 2})
+    policy.set_reference("start")
+    before = {n: p.requires_grad for n, p in policy.denoiser.named_parameters()}
+    with policy.reference():
+        inside = {n: p.requires_grad for n, p in policy.denoiser.named_parameters()}
+    after = {n: p.requires_grad for n, p in policy.denoiser.named_parameters()}
+    assert before == inside == after
+    assert all(".default." in n for n, on in before.items() if on)
+
+
+def test_frozen_first_stage_stays_bit_equal_and_belongs_to_the_reference(
+    folder: Path, tmp_path: Path
+) -> None:
+    first = load_policy(tiny_folder("sd", folder), {"rank": 2})
+    shake(first)
+    export_policy(first, tmp_path / "first")
+    policy = load_policy(tiny_folder("sd", folder), AdapterConfig(rank=3, frozen=(str(tmp_path / "first"),)))
+    policy.set_reference()
+    frozen = {n: p.clone() for n, p in adapter_parameters(policy.denoiser, "frozen0").items()}
+    assert frozen
+    x, t, cond, sizes = inputs(policy)
+    with policy.reference():
+        start = policy.predict(x, t, cond, sizes)
+    torch.testing.assert_close(start, first.predict(x, t, cond, sizes), rtol=1e-5, atol=1e-6)
+    optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-2)
+    for _ in range(5):
+        with policy.reference():
+            reference = policy.predict(x, t, cond, sizes)
+        (policy.predict(x, t, cond, sizes) - reference - 1).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    now = adapter_parameters(policy.denoiser, "frozen0")
+    assert all(torch.equal(frozen[n], now[n]) for n in frozen)
+    assert not any(p.requires_grad for p in now.values())
+
+
+def test_start_from_an_existing_lora(folder: Path, tmp_path: Path) -> None:
+    first = load_policy(tiny_folder("sd", folder), {"rank": 2, "alpha": 8})
+    shake(first)
+    export_policy(first, tmp_path / "first")
+    second = load_policy(
+        tiny_folder("sd", folder), {"rank": 2, "alpha": 8, "init_from": str(tmp_path / "first")}
+    )
+    assert second.set_reference() == "start"
+    x, t, cond, sizes = inputs(second)
+    own = second.predict(x, t, cond, sizes)
+    torch.testing.assert_close(own, first.predict(x, t, cond, sizes))
+    with second.reference():
+        assert torch.equal(second.predict(x, t, cond, sizes), own)
+    assert {n.split(".")[-2] for n in second.trainable()} == {ADAPTER}
+    with pytest.raises(ValueError, match="does not fit"):
+        load_policy(tiny_folder("sd", folder), {"rank": 5, "init_from": str(tmp_path / "first")})
+    with pytest.raises(FileNotFoundError, match="no LoRA"):
+        load_policy(tiny_folder("sd", folder), {"rank": 2, "init_from": str(tmp_path / "nowhere")})
+
+
+@pytest.mark.parametrize("family", ["sd", "sd3"])
+def test_generation_depends_on_its_own_seed_only(family: str, folder: Path) -> None:
+    policy = load_policy(tiny_folder(family, folder), {"rank": 2})
+    prompts = ["a red circle", "a blue square"]
+    both = policy.generate(prompts, [5, 6], steps=2)
+    alone = policy.generate(prompts[1:], [6], steps=2)
+    assert both.shape == (2, 3, 64, 64)
+    torch.testing.assert_close(both[1:], alone, rtol=1e-3, atol=1e-3)
+    shake(policy)
+    with policy.base():
+        torch.testing.assert_close(policy.generate(prompts, [5, 6], steps=2), both)
+
+
+def test_base_id_ignores_the_adapter(folder: Path) -> None:
+    plain, adapted = (
+        load_policy(tiny_folder("sd", folder)),
+        load_policy(tiny_folder("sd", folder), {"rank": 2}),
+    )
+    assert plain.base_id() == adapted.base_id()
+    other = load_policy(tiny_folder("sd3", folder))
+    assert other.base_id() != plain.base_id()
+    assert other.encoder_id("text") != plain.encoder_id("text")
+
+
+def test_latents_and_decoder_are_differentiable(folder: Path) -> None:
+    policy = load_policy(tiny_folder("sd", folder))
+    mean, logvar = policy.encode_images(torch.rand(2, 3, 64, 64) * 2 - 1)
+    assert mean.shape == logvar.shape == (2, 8, 8, 8)
+    latents = policy.scale_latents(mean).requires_grad_(True)
+    policy.decode(latents).sum().backward()
+    assert latents.grad is not None
+    assert latents.grad.abs().sum() > 0
+
+
+def test_wrong_paths_and_families_are_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no diffusers pipeline at .*model_index.json"):
+        load_policy(str(tmp_path / "nothing"))
+    with pytest.raises(FileNotFoundError, match="allow_download"):
+        load_policy("some/hub-id")
+    with pytest.raises(ValueError, match="no module of UNet2DConditionModel"):
+        load_policy(tiny_folder("sd", folder), {"rank": 2, "targets": ("nope",)})
+    pipeline = tiny_pipeline("sd")
+    pipeline.scheduler.register_to_config(prediction_type="weird")
+    from diffalign.policy.unet import StableDiffusion
+
+    with pytest.raises(ValueError, match="prediction_type is 'weird'"):
+        Policy(pipeline, StableDiffusion(), None, 32)

@@ -1,0 +1,103 @@
+"""Tiny runs for tests: real rendered pictures with votes, a 1 MB pipeline, a few steps; also as a process of
+its own.
+
+python -m tests.train.runs FAMILY FOLDER OUTPUT [--kill STEP:WHERE] [--resume DIR] [key=value ...]
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffalign.data.records import BytesImage, Record
+from diffalign.train.align import Run, align
+from diffalign.world.grammar import single_prompts
+from diffalign.world.shapes import draw
+from tests.tiny import tiny_folder
+
+
+def records(n: int = 8) -> list[Record]:
+    """Pairs of rendered pictures of training prompts; the first is always preferred."""
+    rng = np.random.default_rng(0)
+    prompts = single_prompts("train")[:n]
+    pictures = [(draw(prompts, rng) * 255).byte().permute(0, 2, 3, 1).numpy() for _ in range(2)]
+    return [
+        Record(
+            prompt=str(p),
+            images=(BytesImage.from_array(pictures[0][i]), BytesImage.from_array(pictures[1][i])),
+            kind="pair",
+            values=(1.0, 0.0),
+        )
+        for i, p in enumerate(prompts)
+    ]
+
+
+def recipe(family: str, folder: Path, output: Path) -> dict[str, Any]:
+    """Ten steps of DPO with LoRA; pictures are not evaluated."""
+    return {
+        "policy": {"model": tiny_folder(family, folder), "adapter": {"rank": 2, "alpha": 4}},
+        "objective": {"name": "dpo", "beta": 500.0},
+        "data": {"path": "in memory", "resolution": 64, "cache": str(folder / "cache")},
+        "optim": {"learning_rate": 1e-3},
+        "steps": 10,
+        "batch": 4,
+        "ema": 0.9,
+        "checkpoint_every": 4,
+        "output": str(output),
+        "evaluate": {"prompts": 0},
+    }
+
+
+def tiny_run(family: str, folder: Path, output: Path, *overrides: str, resume: Path | None = None) -> Run:
+    """Train in this process."""
+    return align(recipe(family, folder, output), *overrides, records=records(), resume=resume)
+
+
+def kill_at(step: int, where: str) -> None:
+    """Arrange a kill -9 of this process: in the middle of a step, or between writing and renaming a
+    checkpoint.
+    """
+    from diffalign.train import checkpoint, trainer
+
+    if where == "step":
+        original = trainer.Trainer._clip
+
+        def clip(self: trainer.Trainer) -> Any:
+            if self.step + 1 == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(self)
+
+        trainer.Trainer._clip = clip  # type: ignore[method-assign]
+        return
+
+    def replace(source: Path, target: Path) -> None:
+        if checkpoint.name_of(step) in str(target):
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.rename(source, target)
+
+    checkpoint.os.replace = replace  # type: ignore[assignment]
+
+
+def main() -> None:
+    """See the module."""
+    family, folder, output, *rest = sys.argv[1:]
+    resume, overrides = None, []
+    while rest:
+        word = rest.pop(0)
+        if word == "--kill":
+            step, _, where = rest.pop(0).partition(":")
+            kill_at(int(step), where)
+        elif word == "--resume":
+            resume = Path(rest.pop(0))
+        else:
+            overrides.append(word)
+    tiny_run(family, Path(folder), Path(output), *overrides, resume=resume)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""The loop on tiny models: the start is exact, it learns, accumulation and processes do not change it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffalign.train.align import align
+from tests.train.runs import records, tiny_run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "export" / "pytorch_lora_weights.safetensors")
+
+
+def launch(processes: int, *arguments: str) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "tests.train.runs"]
+    if processes > 1:
+        environment["ACCELERATE_USE_CPU"] = "true"
+        launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+        launcher += ["--main_process_port", "0"]
+        command = [sys.executable, *launcher, "-m", "tests.train.runs"]
+    done = subprocess.run(
+        [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3"])
+def test_starts_at_log_two_and_learns(family: str, folder: Path, tmp_path: Path) -> None:
+    run = tiny_run(
+        family, folder, tmp_path / "run", "steps=12", "data.prompt_dropout=0", "optim.learning_rate=3e-3"
+    )
+    lines = rows(run.dir)
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert lines[0]["accuracy"] == 0.5
+    assert sum(line["loss"] for line in lines[-3:]) / 3 < math.log(2) - 0.01
+    assert {"win_gap", "lose_gap", "gradient_factor", "grad_norm", "learning_rate", "win_gap_t0"} <= set(
+        lines[0]
+    )
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_full_training_and_precisions(precision: str, folder: Path, tmp_path: Path) -> None:
+    run = tiny_run(
+        "sd",
+        folder,
+        tmp_path / "run",
+        "policy.adapter=null",
+        f"precision={precision}",
+        "steps=3",
+        "optim.learning_rate=1e-4",
+    )
+    assert rows(run.dir)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert (run.dir / "export" / "unet" / "diffusion_pytorch_model.safetensors").exists()
+
+
+def test_gradient_checkpointing_changes_nothing(folder: Path, tmp_path: Path) -> None:
+    plain = tiny_run("sd", folder, tmp_path / "a", "steps=3")
+    saving = tiny_run("sd", folder, tmp_path / "b", "steps=3", "policy.gradient_checkpointing=true")
+    for key, value in weights(plain.dir).items():
+        torch.testing.assert_close(weights(saving.dir)[key], value, rtol=1e-4, atol=1e-6)
+
+
+def test_accumulation_equals_the_big_batch(folder: Path, tmp_path: Path) -> None:
+    big = tiny_run("sd", folder, tmp_path / "a", "precision=fp64", "data.latents=mode")
+    small = tiny_run("sd", folder, tmp_path / "b", "precision=fp64", "data.latents=mode", "accumulate=4")
+    for one, other in zip(rows(big.dir), rows(small.dir), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-9)
+    for key, value in weights(big.dir).items():
+        torch.testing.assert_close(weights(small.dir)[key], value, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("precision", "steps", "bound"), [("fp64", 10, 1e-9), ("fp32", 1, 1e-5), ("fp32", 10, 1e-4)]
+)
+def test_two_processes_equal_one(
+    precision: str, steps: int, bound: float, folder: Path, tmp_path: Path
+) -> None:
+    shared = [f"precision={precision}", f"steps={steps}"]
+    launch(1, "sd", str(folder), str(tmp_path / "one"), *shared)
+    launch(2, "sd", str(folder), str(tmp_path / "two"), *shared)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    state = next((tmp_path / "two" / "checkpoints").glob("step-*")) / "state.json"
+    assert json.loads(state.read_text())["meta"]["processes"] == 2, "the launcher started one process only"
+    largest = max(float((one[k].double() - two[k].double()).abs().max()) for k in one)
+    assert largest <= bound
+    for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=bound * 10)
+        assert a["accuracy"] == pytest.approx(b["accuracy"], abs=0.13 if precision == "fp32" else 1e-9)
+
+
+def test_winners_of_pairs_train_sft(folder: Path, tmp_path: Path) -> None:
+    run = tiny_run(
+        "sd", folder, tmp_path / "run", "objective={name: sft}", "policy.reference=none", "steps=2"
+    )
+    assert "error_win" in rows(run.dir)[0]
+    assert "accuracy" not in rows(run.dir)[0]
+
+
+def test_metrics_do_not_depend_on_validation(folder: Path, tmp_path: Path) -> None:
+    from tests.train.runs import recipe
+
+    content = recipe("sd", folder, tmp_path / "a")
+    plain = align(content, "steps=3", records=records())
+    watched = align(
+        content,
+        "steps=3",
+        f"output={tmp_path / 'b'}",
+        "validate={every: 2, prompts: 2}",
+        "evaluate.steps=2",
+        records=records(),
+    )
+    assert [r["loss"] for r in rows(plain.dir)] == [r["loss"] for r in rows(watched.dir)]
+    assert (watched.dir / "samples" / "step-000002.png").exists()

@@ -1,0 +1,32 @@
+"""Make the tiny pipelines of the shapes world from nothing: VAE, then UNet and MMDiT, each resumable.
+
+python training/pretrain_shapes.py all                # the defaults remake samples/shapes (hours on 2 cores)
+python training/pretrain_shapes.py unet --steps 2000  # one stage; run again to go on where it stopped
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from diffalign.world.pretrain import Budget, pretrain
+
+
+def main(
+    stage: Annotated[Literal["vae", "unet", "dit", "all"], typer.Argument(help="what to train")],
+    work: Annotated[Path, typer.Option(help="resume state and cached latents")] = Path("outputs/pretrain"),
+    out: Annotated[Path, typer.Option(help="where the pipelines are saved")] = Path("samples/shapes"),
+    steps: Annotated[int, typer.Option(help="steps in all; 0 = the stage's default")] = 0,
+    minutes: Annotated[float, typer.Option(help="stop (resumably) after so many minutes; 0 = never")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 = torch's choice")] = 0,
+) -> None:
+    """Train one stage, or all of them in order."""
+    stages = ("vae", "unet", "dit") if stage == "all" else (stage,)
+    for name in stages:
+        pretrain(name, work=work, out=out, budget=Budget(steps=steps, minutes=minutes, threads=threads))
+
+
+if __name__ == "__main__":
+    typer.run(main)
