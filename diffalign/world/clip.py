@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +14,15 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
+from diffalign.train.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    newest,
+    pack_optimizer,
+    prune,
+    save_checkpoint,
+    unpack_optimizer,
+)
 from diffalign.world.grammar import Prompt, Split, sample_prompts
 from diffalign.world.models import TOKENS, clip_tokenizer
 from diffalign.world.raters import Rater, leaves_open, named_rater
@@ -235,29 +243,30 @@ def _key(plan: ScorerPlan) -> dict[str, float]:
 def _save_state(
     scorer: PickScore, optimizer: torch.optim.Optimizer, plan: ScorerPlan, work: Path, step: int
 ) -> None:
-    work.mkdir(parents=True, exist_ok=True)
-    state = {
-        "plan": _key(plan),
-        "step": step,
-        "model": scorer.state_dict(),
-        "optimizer": optimizer.state_dict(),
+    named = dict(scorer.named_parameters())
+    tensors, scalars = pack_optimizer(optimizer, named)
+    state = {f"policy/{k}": p.detach() for k, p in named.items()} | {
+        f"optim/{k}": v for k, v in tensors.items()
     }
-    torch.save(state, work / "scorer.pt.tmp")
-    os.replace(work / "scorer.pt.tmp", work / "scorer.pt")
+    save_checkpoint(work, Checkpoint(step=step, tensors=state, meta={"plan": _key(plan), "optim": scalars}))
+    prune(work, keep=1)
 
 
+@torch.no_grad()
 def _resume(scorer: PickScore, optimizer: torch.optim.Optimizer, plan: ScorerPlan, work: Path) -> int:
-    file = work / "scorer.pt"
-    if not file.is_file():
+    file = newest(work)
+    if file is None:
         return 0
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    if state["plan"] != _key(plan):
+    state = load_checkpoint(file)
+    if state.meta["plan"] != _key(plan):
         raise ValueError(
-            f"{file} belongs to the plan {state['plan']}, not to {_key(plan)}; delete it or change --work"
+            f"{file} belongs to the plan {state.meta['plan']}, not to {_key(plan)}: change --work"
         )
-    scorer.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
+    named = dict(scorer.named_parameters())
+    for key, value in state.part("policy").items():
+        named[key].copy_(value)
+    unpack_optimizer(optimizer, named, state.part("optim"), state.meta["optim"])
+    return state.step
 
 
 def _open_prompts(n: int, rater: Rater, rng: np.random.Generator, split: Split) -> list[Prompt]:
