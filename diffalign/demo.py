@@ -25,7 +25,7 @@ def demo(output: str = "outputs/demo", taste: str = "large", console: Console | 
     """Run the demo and return its folder; an older demo there is moved aside, never overwritten.
 
     Raises:
-        KeyError: no such taste.
+        ValueError: no such taste.
     """
     from diffalign.train.align import align
     from diffalign.world.raters import named_rater

@@ -54,11 +54,11 @@ def parse(text: str) -> Prompt:
     """
     head, _, tail = text.strip().removeprefix("a ").partition(" on a ")
     relation = next((r for r in RELATIONS if f" {r} a " in head), None)
-    parts = [p.split() for p in (head.split(f" {relation} a ") if relation else [head])]
-    size = parts[0].pop(0) if parts[0] and parts[0][0] in SIZES else None
+    parts = [p.split() or [""] for p in (head.split(f" {relation} a ") if relation else [head])]
+    size = parts[0].pop(0) if len(parts[0]) > 1 and parts[0][0] in SIZES else None
     prompt = Prompt(
-        shapes=tuple(p[-1] for p in parts if p),
-        colours=tuple(p[0] for p in parts if p),
+        shapes=tuple(p[-1] for p in parts),
+        colours=tuple(p[0] for p in parts),
         size=size,
         background=tail.removesuffix(" background") or None,
         relation=relation,

@@ -90,12 +90,10 @@ def measure(pictures: Tensor, chunk: int = 512) -> Measurements:
         raise ValueError(
             f"the oracle reads (B, 3, {SIDE}, {SIDE}) pictures in [0, 1], not {tuple(pictures.shape)}"
         )
-    parts = [_measure_chunk(p.float()) for p in pictures.split(chunk)]
-    if not parts:
-        parts = [_measure_chunk(torch.zeros(0, 3, SIDE, SIDE))]
-    return Measurements(
-        **{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Measurements)}
-    )
+    full = pictures if len(pictures) else torch.zeros(1, 3, SIDE, SIDE)
+    parts = [_measure_chunk(p.float()) for p in full.split(chunk)]
+    joined = {f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Measurements)}
+    return Measurements(**{name: values[: len(pictures)] for name, values in joined.items()})
 
 
 def obeys(found: Measurements, prompts: Sequence[Prompt]) -> Obedience:

@@ -16,9 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from diffalign.train.run import write_text
 from diffalign.world.stages import Stage, build_stage
 
 log = logging.getLogger(__name__)
+
+NOTES = "pretraining.json"
+"""File beside the exported pipelines that says how far each was trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +62,17 @@ class Loop:
 
     def run(self) -> None:
         """Train until the budget is spent, then save what users load."""
-        start = time.monotonic()
+        start = last = time.monotonic()
         while self.step < self.steps:
             value = self._one_step()
+            now = time.monotonic()
+            self.seconds, spent_now = self.seconds + now - last, now - start
+            last = now
             if self.step % 100 == 0:
-                self._log({"loss": value, "seconds": self.seconds + time.monotonic() - start})
-            spent = self.budget.minutes and time.monotonic() - start > 60 * self.budget.minutes
-            if self.step % 500 == 0 or spent or self.step == self.steps:
-                self._save(self.seconds + time.monotonic() - start)
+                self._log({"loss": value, "seconds": self.seconds})
+            spent = bool(self.budget.minutes) and spent_now > 60 * self.budget.minutes
+            if self.step % 250 == 0 or spent or self.step == self.steps:
+                self._save(self.seconds)
             if self.step % 1000 == 0 or spent or self.step == self.steps:
                 self._publish()
             if spent:
@@ -96,9 +103,22 @@ class Loop:
     def _publish(self) -> None:
         raw = {k: p.detach().clone() for k, p in self.weights.items()}
         self._load(self.average)
-        self._log(self.stage.measure())
+        figures = self.stage.measure()
+        self._log(figures)
         self.stage.export(self.out)
         self._load(raw)
+        self._note(figures)
+
+    def _note(self, figures: dict[str, float]) -> None:
+        """Write beside the exported weights how far they were trained, so that a new checkout can go on."""
+        file = self.out / NOTES
+        notes = json.loads(file.read_text()) if file.exists() else {}
+        notes[self.stage.name] = {
+            "step": self.step,
+            "of": self.steps,
+            "seconds": round(self.seconds),
+        } | figures
+        write_text(file, json.dumps(notes, indent=2, sort_keys=True) + "\n")
 
     @torch.no_grad()
     def _load(self, values: dict[str, Tensor]) -> None:
@@ -116,6 +136,7 @@ class Loop:
 
     def _resume(self) -> None:
         if not self.state_file.exists():
+            self._resume_from_export()
             return
         state = load_file(self.state_file)
         with safe_open(self.state_file, "pt") as file:
@@ -125,6 +146,23 @@ class Loop:
         self.average = {k: state[f"average/{k}"] for k in self.weights}
         for k, p in self.weights.items():
             self.optimizer.state[p] = {n: state[f"{n}/{k}"] for n in ("step", "exp_avg", "exp_avg_sq")}
+
+    def _resume_from_export(self) -> None:
+        """Without resume state go on from the exported average, if there is one; the moments start anew."""
+        step = noted_step(self.out, self.stage.name)
+        if not step:
+            return
+        log.warning("no resume state in %s: going on from %s at step %d", self.work, self.out, step)
+        self.stage.restore(self.out)
+        self.step = step
+        self.average = {k: p.detach().clone() for k, p in self.weights.items()}
+
+
+def noted_step(out: Path, name: str) -> int:
+    """Step up to which the exported weights of a stage were trained; 0 where there are none."""
+    file = out / NOTES
+    notes = json.loads(file.read_text()) if file.exists() else {}
+    return int(notes.get(name, {}).get("step", 0))
 
 
 def pretrain(name: str, *, work: Path, out: Path, budget: Budget) -> None:

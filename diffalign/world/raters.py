@@ -12,11 +12,9 @@ from torch import Tensor
 from diffalign.world.grammar import Prompt
 from diffalign.world.oracle import Measurements, measure, obeys
 
-UNRECOGNISABLE = -6.0
-"""Utility of a picture without a recognisable shape: below every other, so that destroying pictures never
-wins.
-"""
-DISOBEDIENT = -2.0
+LIMIT = 2.0
+"""An axis counts up to so many s.d.: nobody wants a shape without end."""
+DISOBEDIENT = -1.0
 """Added to the utility of a recognisable picture that does not show what its prompt asks."""
 
 Axis = Callable[[Measurements], Tensor]
@@ -122,14 +120,19 @@ class Rater:
         if self.temperature <= 0 or not 0 <= self.careless <= 1:
             raise ValueError(f"rater {self.name!r} needs temperature > 0 and careless in [0, 1]")
 
+    @property
+    def unrecognisable(self) -> float:
+        """Utility of a picture without a recognisable shape: the lowest of all, so destroying never wins."""
+        return DISOBEDIENT - 0.5 - LIMIT * sum(abs(w) for w in self.weights.values())
+
     def utility(self, found: Measurements, prompts: Sequence[Prompt]) -> Tensor:
-        """(B,) noise-free utility of B measured pictures for their prompts; axes are cut at +-2.5 s.d."""
+        """(B,) noise-free utility of B measured pictures for their prompts; axes are cut at LIMIT."""
         total = torch.zeros(len(prompts))
         for axis, weight in self.weights.items():
             closed = torch.tensor([is_closed(axis, p) for p in prompts], dtype=torch.bool)
-            total += weight * torch.where(closed, 0.0, AXES[axis](found).clamp(-2.5, 2.5))
+            total += weight * torch.where(closed, 0.0, AXES[axis](found).clamp(-LIMIT, LIMIT))
         total += torch.where(obeys(found, prompts).all, 0.0, DISOBEDIENT)
-        return torch.where(found.recognised, total, UNRECOGNISABLE)
+        return torch.where(found.recognised, total, self.unrecognisable)
 
     def score(self, pictures: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """(B,) noise-free utility of (B, 3, 64, 64) pictures in [0, 1]."""
@@ -150,10 +153,10 @@ def named_rater(taste: str, temperature: float = 0.4, careless: float = 0.0) -> 
     """Return a person with one of the TASTES.
 
     Raises:
-        KeyError: no such taste; the message lists them.
+        ValueError: no such taste; the message lists them.
     """
     if taste not in TASTES:
-        raise KeyError(f"no taste {taste!r}; there are {', '.join(TASTES)}")
+        raise ValueError(f"no taste {taste!r}; there are {', '.join(TASTES)}")
     return Rater(name=taste, weights=TASTES[taste], temperature=temperature, careless=careless)
 
 

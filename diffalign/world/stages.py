@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -51,6 +51,10 @@ class Stage(ABC):
     @abstractmethod
     def export(self, out: Path) -> None:
         """Save the averaged weights for users."""
+
+    @abstractmethod
+    def restore(self, out: Path) -> None:
+        """Take the weights that ``export`` saved."""
 
 
 class VaeStage(Stage):
@@ -94,6 +98,10 @@ class VaeStage(Stage):
         self.vae.register_to_config(scaling_factor=float(1 / z.std()), shift_factor=0.0)
         self.vae.to(torch.float16).save_pretrained(out / "vae")
         self.vae.to(torch.float32)
+
+    def restore(self, out: Path) -> None:
+        """See Stage."""
+        self.vae.load_state_dict(AutoencoderKL.from_pretrained(out / "vae").state_dict())
 
 
 def edge_weight(x: Tensor) -> Tensor:
@@ -145,6 +153,13 @@ class DenoiserStage(Stage):
     def export(self, out: Path) -> None:
         """Save the pipeline as users load it."""
         save_pipeline(self.pipeline, str(out / self.name))
+
+    def restore(self, out: Path) -> None:
+        """See Stage."""
+        saved = DiffusionPipeline.from_pretrained(out / self.name)
+        for name, module in self.pipeline.components.items():
+            if isinstance(module, nn.Module):
+                module.load_state_dict(getattr(saved, name).state_dict())
 
 
 class UNetStage(DenoiserStage):

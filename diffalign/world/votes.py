@@ -17,13 +17,14 @@ from diffalign.world.raters import Rater, leaves_open, named_rater
 
 
 def world_prompts(taste: str, n: int, split: Split, seed: int = 0) -> list[Prompt]:
-    """Up to n different one-object prompts, in random order, that leave something of the taste open.
+    """Up to n different prompts, in random order, that leave something of the taste open.
 
-    On the others, votes would be mere noise and every comparison a tie.
+    On the others, votes would be mere noise and every comparison a tie. Two-object prompts fill up where
+    fewer than 100 one-object prompts do.
     """
     weights = named_rater(taste).weights
     pool = [p for p in single_prompts(split) if leaves_open(p, weights)]
-    pool += [p for p in double_prompts(split)[:200] if leaves_open(p, weights)] if len(pool) < n else []
+    pool += [p for p in double_prompts(split) if leaves_open(p, weights)][:200] if len(pool) < 100 else []
     order = np.random.default_rng([seed, 5]).permutation(len(pool))[:n]
     return [pool[i] for i in order]
 

@@ -1,0 +1,75 @@
+"""Judging pictures: verdicts in order, obedience, marks of what was trained on, report and gallery files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from diffalign.evaluate.judge import Judge, evaluate_pictures, load_judges, obedience, score
+from diffalign.evaluate.report import load_report, write_report
+from diffalign.world.grammar import Prompt, single_prompts
+from diffalign.world.raters import TASTES, leaves_open
+from diffalign.world.scorers import TasteLoader
+from diffalign.world.shapes import render, sample_scenes
+
+
+def paired(n: int = 12, seeds: int = 3) -> tuple[list[Prompt], Tensor, Tensor]:
+    """Pictures of open prompts, and the same scenes with larger objects."""
+    prompts = [p for p in single_prompts("heldout") if leaves_open(p, TASTES["large"])][:n]
+    base, model = [], []
+    for seed in range(seeds):
+        scenes = sample_scenes(prompts, np.random.default_rng(seed))
+        scenes.centre[:] = 0.5
+        base.append(render(scenes))
+        scenes.radius[:] = (scenes.radius + 0.08).clamp(max=0.45)
+        model.append(render(scenes))
+    pictures = [(torch.stack(x, 1) * 255).round().to(torch.uint8) for x in (base, model)]
+    return prompts, pictures[0], pictures[1]
+
+
+def judge(taste: str, held_out: bool) -> Judge:
+    scorer = TasteLoader(taste).load(None, device="cpu", dtype=torch.float32)
+    return Judge(name=f"shapes-{taste}", scorer=scorer, held_out=held_out)
+
+
+def test_larger_shapes_win_by_the_right_judge_only(tmp_path: Path) -> None:
+    prompts, base, model = paired()
+    texts = [str(p) for p in prompts]
+    judges = [judge("large", True), judge("dark", True), judge("small", False)]
+    evaluation = evaluate_pictures(texts, base, model, judges, "base", "aligned")
+    report = evaluation.report()
+    large, dark, small = report["comparisons"]
+    assert (large["metric"], large["held_out"], small["held_out"]) == ("shapes-large", True, False)
+    assert large["win_rate"] > 0.95
+    assert large["mean_gain_sd"] > 0.5
+    assert small["win_rate"] < 0.05
+    assert (dark["wins"], dark["losses"]) == (0, 0)
+    assert report["obedience"]["base"] > 0.95
+    assert report["diversity"]["base"]["pixel_distance"] > 0
+    write_report(tmp_path / "report.json", report)
+    assert load_report(tmp_path / "report.json") == report
+    page = evaluation.write_gallery(tmp_path / "gallery.html", report, "test").read_text()
+    assert "Content-Security-Policy" in page
+    assert texts[0] in page
+
+
+def test_obedience_is_for_prompts_of_the_world_only() -> None:
+    prompts, base, model = paired(3, 2)
+    assert obedience(base, model, ["a photograph of a dog"] * 3) == {}
+    assert set(obedience(base, model, [str(p) for p in prompts])) == {"base", "model"}
+
+
+def test_scores_have_a_row_a_prompt() -> None:
+    prompts, base, _ = paired(5, 2)
+    assert score(judge("large", True).scorer, base, [str(p) for p in prompts], chunk=3).shape == (5, 2)
+
+
+def test_roles_of_judges_are_checked() -> None:
+    with pytest.raises(ValueError, match="cannot be held out"):
+        load_judges(["a"], ["a"])
+    with pytest.raises(ValueError, match="at least one held-out"):
+        load_judges([], ["a"])

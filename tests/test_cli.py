@@ -1,0 +1,111 @@
+"""The command line: every command has help with an example, wrong use is one clear line and exit code 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from diffalign.cli import app
+from diffalign.demo import set_aside
+from diffalign.world.grammar import single_prompts
+from diffalign.world.shapes import draw
+from tests.tiny import tiny_folder
+
+COMMANDS = ["demo", "train", "cache", "generate", "score", "evaluate", "gallery", "export", "options"]
+runner = CliRunner()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command: str) -> None:
+    result = runner.invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert "Example: diffalign" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "name a recipe"),
+        (["train", "nothing.yaml"], "nothing.yaml"),
+        (["train", "shapes-unet-dpo", "optim.lerning_rate=1"], "did you mean 'learning_rate'?"),
+        (["train", "shapes-unet-dpo", "precision=bf6"], "did you mean 'bf16'?"),
+        (["train", "shapes-unet-dpo", "objective.gamma=1"], "unknown key 'objective.gamma'"),
+        (["train", "shapes-unet-dpo", "policy.reference=none"], "must not be none"),
+        (["train", "shapes-unet-dpo", "policy.model=nowhere"], "no diffusers pipeline at 'nowhere'"),
+        (["train", "shapes-unet-dpo", "batch=6", "accumulate=4"], "cannot be cut"),
+        (["train", "shapes-unet-dpo", "keep=best"], "validate.judge"),
+        (["train", "--resume", "nowhere"], "no run folder"),
+        (["evaluate", "nowhere"], "no run folder"),
+        (["options", "optimm"], "no block 'optimm'"),
+        (["recipes", "copy", "nope", "x.yaml"], "no recipe 'nope'"),
+        (["demo", "--taste", "huge"], "no taste 'huge'"),
+        (["score", "nowhere.png", "--prompt", "x", "--scorer", "shapes-large"], "nowhere.png"),
+        (["score", "x.png", "--prompt", "x", "--scorer", "pikscore"], "did you mean 'pickscore'"),
+    ],
+)
+def test_wrong_use_is_one_clear_line(arguments: list[str], message: str) -> None:
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("recipe", "trained", "elements"),
+    [("sd15-dpo-lora", "1,594,368", "16,384"), ("sd3-dpo-lora", "9,388,032", "262,144")],
+)
+def test_dry_run_of_published_models(recipe: str, trained: str, elements: str) -> None:
+    result = runner.invoke(app, ["train", recipe, "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert f"{trained} parameters trained" in result.output
+    assert f"D = {elements}" in result.output
+    assert "GiB a process" in result.output
+
+
+def test_recipes_are_listed_and_copied(tmp_path: Path) -> None:
+    listed = runner.invoke(app, ["recipes", "list"]).output
+    assert "shapes-unet-dpo" in listed
+    target = tmp_path / "my.yaml"
+    assert runner.invoke(app, ["recipes", "copy", "shapes-unet-dpo", str(target)]).exit_code == 0
+    assert "objective" in target.read_text()
+    assert runner.invoke(app, ["recipes", "copy", "shapes-unet-dpo", str(target)]).exit_code == 2
+
+
+def test_options_explain_every_field() -> None:
+    for block in ("", "optim", "data.world", "objective.dpo"):
+        lines = runner.invoke(app, ["options", block]).output.splitlines()
+        assert lines
+        assert all(line.strip() for line in lines)
+
+
+def test_score_prints_a_line_a_picture(tmp_path: Path) -> None:
+    prompt = single_prompts("train")[0]
+    picture = (draw([prompt], np.random.default_rng(0))[0] * 255).byte().permute(1, 2, 0).numpy()
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    arguments = ["score", str(tmp_path / "a.png"), "--prompt", str(prompt), "--scorer", "shapes-obedience"]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("1.0000\t")
+
+
+def test_generate_never_overwrites(tmp_path: Path) -> None:
+    model = tiny_folder("sd", tmp_path)
+    arguments = ["generate", model, "--prompt", "a red circle", "--seeds", "1", "--steps", "2"]
+    arguments += ["--output", str(tmp_path / "pictures")]
+    first = runner.invoke(app, arguments)
+    assert first.exit_code == 0, first.output
+    assert Image.open(tmp_path / "pictures" / "0000-0.png").size == (64, 64)
+    assert runner.invoke(app, arguments).exit_code == 2
+
+
+def test_an_older_demo_is_set_aside(tmp_path: Path) -> None:
+    for i in range(2):
+        (tmp_path / "demo").mkdir()
+        (tmp_path / "demo" / "note").write_text(str(i))
+        set_aside(tmp_path / "demo")
+    assert (tmp_path / "demo.1" / "note").read_text() == "0"
+    assert (tmp_path / "demo.2" / "note").read_text() == "1"

@@ -1,0 +1,79 @@
+"""The watch over a run: what it warns of, what stops it, and that figures come one step late."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffalign.train import trainer as trainers
+from diffalign.train.monitor import DivergedError, LateReader, Monitor
+from diffalign.train.run import RunFolder
+from tests.train.runs import tiny_run
+
+
+def row(**changes: float) -> dict[str, float]:
+    usual = {
+        "loss": 0.69,
+        "grad_norm": 1.0,
+        "accuracy": 0.6,
+        "win_gap": 0.0,
+        "lose_gap": 0.0,
+        "error_win": 0.1,
+    }
+    return usual | changes
+
+
+def test_both_errors_rising_warns_once() -> None:
+    monitor = Monitor(patience=5)
+    for step in range(20):
+        monitor.watch(step, row(win_gap=0.02, lose_gap=0.03), [])
+    assert len(monitor.warnings) == 1
+    assert "both errors rise" in monitor.warnings[0]
+    healthy = Monitor(patience=5)
+    for step in range(20):
+        healthy.watch(step, row(win_gap=-0.02, lose_gap=0.03), [])
+    assert not healthy.warnings
+
+
+def test_accuracy_at_one_half_and_spikes_warn() -> None:
+    monitor = Monitor(stuck=10)
+    for step in range(30):
+        monitor.watch(step, row(accuracy=0.5), [])
+    monitor.watch(30, row(grad_norm=50.0), [])
+    assert ["accuracy" in w for w in monitor.warnings] == [True, False]
+    assert "50 is 50 times the usual" in monitor.warnings[1]
+
+
+@pytest.mark.parametrize("bad", [{"loss": math.nan}, {"grad_norm": math.inf}])
+def test_what_is_not_finite_stops(bad: dict[str, float]) -> None:
+    with pytest.raises(DivergedError, match=r"step 7: .*records \[3, 4\].*learning_rate"):
+        Monitor().watch(7, row(**bad), [3, 4])
+
+
+def test_figures_come_one_step_late() -> None:
+    reader = LateReader()
+    assert reader.push(1, {"loss": torch.tensor(1.0)}, [0]) is None
+    assert reader.push(2, {"loss": torch.tensor(2.0)}, [1]) == (1, {"loss": 1.0}, [0])
+    assert reader.flush() == (2, {"loss": 2.0}, [1])
+    assert reader.flush() is None
+
+
+def test_a_diverging_run_keeps_its_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = trainers.native_error
+
+    def poisoned(pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        poisoned.calls += 1  # type: ignore[attr-defined]
+        return original(pred, target) * (math.nan if poisoned.calls > 10 else 1.0)  # type: ignore[attr-defined]
+
+    poisoned.calls = 0  # type: ignore[attr-defined]
+    monkeypatch.setattr(trainers, "native_error", poisoned)
+    with pytest.raises(DivergedError, match="step 6"):
+        tiny_run("sd", tmp_path, tmp_path / "run", "checkpoint_every=1")
+    run = RunFolder(root=tmp_path / "run")
+    assert sorted(p.name for p in run.checkpoints.iterdir())[-1] == "step-000005"
+    assert run.rows()[-1]["loss"] is None, "the bad step is on record, as null"
