@@ -25,6 +25,7 @@ from diffalign.train.plan import check_optimizer, latent_elements, make_plan
 from diffalign.train.prepare import build_loader, read_records, select_for
 from diffalign.train.progress import Screen
 from diffalign.train.run import RunFolder, new_run, read_config, write_text
+from diffalign.train.trackers import Trackers
 from diffalign.train.trainer import Trainer
 from diffalign.train.validate import Validator
 
@@ -92,8 +93,15 @@ def align(
         source = _checkpoint_of(Path(resume))
         trainer.restore(load_checkpoint(source), str(source))
     validator = Validator(config, accelerator, screen)
+    trackers = Trackers(config.log.trackers if accelerator.is_main_process else (), run)
+
+    def on_step(step: int, row: dict[str, float]) -> None:
+        screen.on_step(step, row)
+        trackers.log(step, row)
+
     with screen.training(trainer.step):
-        trainer.fit(screen.on_step, validator)
+        trainer.fit(on_step, validator)
+    trackers.close()
     validator.keep_best(trainer)
     export_run(trainer, screen)
     report = evaluate_run(trainer, screen) if config.evaluate.prompts else None

@@ -136,3 +136,45 @@ def test_metrics_do_not_depend_on_validation(folder: Path, tmp_path: Path) -> No
     )
     assert [r["loss"] for r in rows(plain.dir)] == [r["loss"] for r in rows(watched.dir)]
     assert (watched.dir / "samples" / "step-000002.png").exists()
+
+
+def test_trackers_get_every_step(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    run = tiny_run("sd", folder, tmp_path / "run", "steps=3", "log.trackers=[tensorboard]")
+    assert list((run.dir / "tensorboard").rglob("events*"))
+
+
+def test_optimizers(folder: Path, tmp_path: Path) -> None:
+    run = tiny_run("sd", folder, tmp_path / "run", "steps=2", "optim={name: adafactor, learning_rate: 1e-4}")
+    assert rows(run.dir)[1]["loss"] != rows(run.dir)[0]["loss"]
+    with pytest.raises(RuntimeError, match="adamw8bit needs"):
+        tiny_run("sd", folder, tmp_path / "x", "optim.name=adamw8bit")
+
+
+@pytest.mark.parametrize("source", ["pickapic/train.parquet", "folder", "folder_wl", "votes/votes.jsonl"])
+def test_trains_on_every_format(source: str, folder: Path, tmp_path: Path) -> None:
+    from tests.train.runs import recipe
+
+    content = recipe("sd", folder, tmp_path / "run")
+    content["data"] |= {"path": f"samples/preferences/{source}", "max_pairs": 8}
+    run = align(content, "steps=2")
+    assert rows(run.dir)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_data_that_do_not_fit_are_named(folder: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from diffalign.data.records import DataError
+
+    likes = [replace(r, kind="labels", values=(1.0,), images=r.images[:1]) for r in records()]
+    from tests.train.runs import recipe
+
+    content = recipe("sd", folder, tmp_path / "run")
+    with pytest.raises(DataError, match=r"needs pairs, the data hold labels.*kto or sft"):
+        align(content, records=likes)
+    with pytest.raises(DataError, match="empty"):
+        align(content, records=[])
+    with pytest.raises(FileNotFoundError, match="no preferences at"):
+        align(content, "data.path=nowhere")
+    with pytest.raises(ValueError, match="cannot be cut"):
+        align(content, "batch=5", "accumulate=2", records=records())
