@@ -134,11 +134,15 @@ def fit(
 
 
 def save_with_report(
-    scorer: PickScore, out: str | Path, run: TrainResult, more: dict[str, Any]
+    scorer: PickScore,
+    out: str | Path,
+    run: TrainResult,
+    more: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     """Save a scorer with ``accuracy.json`` beside it: how well it does. Returns the content of that file."""
     report = {**more, **asdict(run)}
-    scorer.save(out)
+    scorer.save(out, dtype)
     temporary = Path(out) / "accuracy.json.tmp"
     temporary.write_text(json.dumps(report, indent=2) + "\n")
     os.replace(temporary, Path(out) / "accuracy.json")

@@ -172,6 +172,7 @@ def make_scorer(plan: ScorerPlan, work: Path, out: Path, sizes: ClipSizes | None
     run = train_scorer(
         scorer, votes[: plan.votes], votes[plan.votes :], replace(plan.finetune, seed=plan.seed)
     )
+    scorer.half().float()  # what is measured is what is saved
     labels = torch.tensor([vote.label for vote in heldout])
     more = {
         "taste": plan.taste,
@@ -179,7 +180,7 @@ def make_scorer(plan: ScorerPlan, work: Path, out: Path, sizes: ClipSizes | None
         "best_possible": asdict(best_possible(gap, labels, rater)),
         "plan": asdict(plan),
     }
-    return save_with_report(scorer, out, run, more)
+    return save_with_report(scorer, out, run, more, torch.float16)
 
 
 def pretrain(scorer: PickScore, plan: ScorerPlan, work: Path) -> None:

@@ -101,7 +101,7 @@ class VaeStage(Stage):
 
     def restore(self, out: Path) -> None:
         """See Stage."""
-        self.vae.load_state_dict(AutoencoderKL.from_pretrained(out / "vae").state_dict())
+        self.vae.load_state_dict(AutoencoderKL.from_pretrained(vae_folder(out)).state_dict())
 
 
 def edge_weight(x: Tensor) -> Tensor:
@@ -260,6 +260,16 @@ def build_stage(name: str, work: Path, out: Path) -> Stage:
     """Make the stage called ``name``; the later ones need the VAE that the first one saved in ``out``."""
     if name == "vae":
         return VaeStage()
-    if not (out / "vae").exists():
-        raise FileNotFoundError(f"{out / 'vae'} is missing: train the stage 'vae' first")
-    return {"unet": UNetStage, "dit": DiTStage}[name](out / "vae", work)
+    return {"unet": UNetStage, "dit": DiTStage}[name](vae_folder(out), work)
+
+
+def vae_folder(out: Path) -> Path:
+    """Where the trained VAE is: on its own, or (all that is committed) inside a pipeline.
+
+    Raises:
+        FileNotFoundError: nowhere yet.
+    """
+    for folder in (out / "vae", out / "unet" / "vae", out / "dit" / "vae"):
+        if folder.exists():
+            return folder
+    raise FileNotFoundError(f"{out / 'vae'} is missing: train the stage 'vae' first")

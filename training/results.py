@@ -1,0 +1,63 @@
+"""Write docs/results.md, and the table in README.md, from the reports of finished runs.
+
+python training/results.py outputs/demo outputs/shapes-unet-dpo outputs/shapes-unet-dpo-dark
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffalign.evaluate.report import Report, load_report, markdown_table
+from diffalign.train.run import read_config, write_text
+
+START, END = "<!-- results -->", "<!-- /results -->"
+HEAD = "| run | judge (held out) | win rate [95 %] | W/T/L | gain in s.d. | obedience |\n|---|---|---|---|---|---|"
+
+
+def row(name: str, report: Report) -> str:
+    """One line of the table: the primary comparison of a run."""
+    c = report["comparisons"][0]
+    interval = f"{c['win_rate']:.3f} [{c['ci_low']:.3f}, {c['ci_high']:.3f}]"
+    obeyed = " -> ".join(
+        f"{report['obedience'][k]:.3f}" for k in ("base", "model") if k in report["obedience"]
+    )
+    counts = f"{c['wins']}/{c['ties']}/{c['losses']}"
+    return f"| `{name}` | {c['metric']} | {interval} | {counts} | {c['mean_gain_sd']:+.2f} | {obeyed} |"
+
+
+def notes(pipelines: Path) -> str:
+    """How far the tiny pipelines were trained and how well they obey."""
+    found = json.loads(pipelines.read_text())
+    lines = [f"* `{k}`: " + ", ".join(f"{n} {v:g}" for n, v in found[k].items()) for k in sorted(found)]
+    return "\n".join(lines)
+
+
+def main(
+    runs: Annotated[list[Path], typer.Argument(help="run folders with a report.json")],
+    readme: Annotated[Path, typer.Option(help="file whose results section is replaced")] = Path("README.md"),
+    docs: Annotated[Path, typer.Option(help="page that is written")] = Path("docs/results.md"),
+) -> None:
+    """Collect reports into tables."""
+    reports = {run.name: load_report(run / "report.json") for run in runs}
+    table = "\n".join([HEAD, *(row(name, report) for name, report in reports.items())])
+    sizes = {(r["prompts"], r["seeds_per_prompt"]) for r in reports.values()}
+    shown = ", ".join(f"{p} held-out prompts x {s} seeds" for p, s in sorted(sizes))
+    caption = f"Against the base, {shown}; a gain within 0.25 s.d. of the base is a tie."
+    section = f"{START}\n{table}\n\n{caption} Details: [docs/results.md](docs/results.md).\n{END}"
+    text = readme.read_text()
+    before, after = text.split(START, 1)
+    write_text(readme, before + section + (after.split(END, 1)[1] if END in after else after))
+    parts = [f"# Results\n\nWritten by `training/results.py`.\n\n{table}\n\n{caption}"]
+    for run in runs:
+        taste = read_config(run)["data"]["world"]
+        parts.append(f"## {run.name}\n\nVotes: `{json.dumps(taste)}`\n\n{markdown_table(reports[run.name])}")
+    parts.append(f"## The tiny pipelines\n\n{notes(Path('samples/shapes/pretraining.json'))}")
+    write_text(docs, "\n\n".join(parts) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
