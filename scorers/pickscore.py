@@ -147,7 +147,7 @@ class PickScore(ScorerBase):
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Save model, tokenizer and transform for ``scorers.load("pickscore", weights=folder)``.
 
-        ``dtype`` is that of the file only: half precision halves it and moves scores by about 1e-3 of their size.
+        ``dtype`` is that of the file only: half precision halves it and moves scores by about 1e-3.
         Every file is written beside and then moved into place, the weights last.
         """
         from safetensors.torch import save_file
@@ -156,7 +156,8 @@ class PickScore(ScorerBase):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
             self.clip.config.save_pretrained(name)
-            state = {k: v.detach().cpu().to(dtype).contiguous() for k, v in self.clip.state_dict().items()}
+            weights = self.clip.state_dict().items()
+            state = {k: v.detach().cpu().to(dtype).contiguous() for k, v in weights}
             save_file(state, Path(name) / "model.safetensors", metadata={"format": "pt"})
             self.tokenizer.save_pretrained(name)
             (Path(name) / "preprocessor_config.json").write_text(

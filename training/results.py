@@ -15,7 +15,8 @@ from diffalign.evaluate.report import Report, load_report, markdown_table
 from diffalign.train.run import read_config, write_text
 
 START, END = "<!-- results -->", "<!-- /results -->"
-HEAD = "| run | judge (held out) | win rate [95 %] | W/T/L | gain in s.d. | obedience |\n|---|---|---|---|---|---|"
+COLUMNS = ("run", "judge (held out)", "win rate [95 %]", "W/T/L", "gain in s.d.", "obedience")
+HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
 def row(name: str, report: Report) -> str:

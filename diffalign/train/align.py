@@ -87,6 +87,8 @@ def align(
         loader = build_loader(config, policy, select_for(config.objective, given), accelerator, screen)
     run = _claim(config, resume, accelerator)
     screen.say(f"run folder  {run.root}")
+    if accelerator.is_main_process:
+        run.write_skipped(loader.data.report.bad, loader.data.report.equal)
     policy.set_reference("none" if not config.objective.needs_reference else config.policy.reference)
     trainer = Trainer(config, policy, loader, accelerator, run)
     if resume:

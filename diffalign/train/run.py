@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,12 @@ class RunFolder:
     def metrics(self) -> Path:
         """One JSON line per step."""
         return self.root / "metrics.jsonl"
+
+    def write_skipped(self, bad: Sequence[tuple[str, str]], equal: Sequence[str]) -> None:
+        """List what was left out of the data: unreadable images with the reason, pairs of equal images."""
+        if bad or equal:
+            content = {"unreadable": [{"image": w, "reason": r} for w, r in bad], "equal_pairs": list(equal)}
+            write_text(self.root / "skipped.json", json.dumps(content, indent=2))
 
     def append(self, step: int, row: Mapping[str, float], timing: Mapping[str, float]) -> None:
         """Add one step's line; what is not a number is written as null, as JSON has no NaN."""

@@ -178,3 +178,21 @@ def test_data_that_do_not_fit_are_named(folder: Path, tmp_path: Path) -> None:
         align(content, "data.path=nowhere")
     with pytest.raises(ValueError, match="cannot be cut"):
         align(content, "batch=5", "accumulate=2", records=records())
+
+
+def test_skipped_images_are_listed_in_the_run(folder: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from diffalign.data.records import BytesImage, DataError
+    from tests.train.runs import recipe
+
+    good = records()
+    broken = replace(good[0], images=(BytesImage(data=b"", where="empty.png"), good[0].images[1]))
+    equal = replace(good[1], images=(good[1].images[0],) * 2, source="pair 1")
+    content = recipe("sd", folder, tmp_path / "run")
+    run = align(content, "steps=1", "data.max_bad_share=0.5", records=[broken, equal, *good[2:]])
+    listed = json.loads((run.dir / "skipped.json").read_text())
+    assert listed["unreadable"][0]["image"] == "empty.png"
+    assert listed["equal_pairs"] == ["pair 1"]
+    with pytest.raises(DataError, match="cannot be read"):
+        align(content, "steps=1", "data.max_bad_share=0.01", records=[broken, *good[2:]])
