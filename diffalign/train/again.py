@@ -59,7 +59,7 @@ def evaluate_again(run: Path, prompts: int, seeds: int) -> Path:
     screen = Screen(True, 1, 1, 1)
     evaluation = paired_evaluation(replace(config, evaluate=options), policy, screen)
     report = evaluation.report()
-    show_report(report, screen.console)
+    show_report(report, screen.wide())
     return write_report(run / f"report-{options.prompts}x{options.seeds}.json", report)
 
 

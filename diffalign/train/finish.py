@@ -65,7 +65,7 @@ def evaluate_run(trainer: Trainer, screen: Screen) -> Report | None:
     evaluation.write_gallery(trainer.run.root / "gallery.html", report, trainer.run.root.name)
     (trainer.run.export / "README.md").write_text(_card(trainer, markdown_table(report)))
     if screen.shown:
-        show_report(report, screen.console)
+        show_report(report, screen.wide())
     screen.say(
         f"report      {trainer.run.root / 'report.json'}\ngallery     {trainer.run.root / 'gallery.html'}"
     )

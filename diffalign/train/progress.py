@@ -10,6 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 Advance = Callable[[int], None]
 
+WIDE = 116
+"""Columns that the table of a report takes."""
+
 
 class Screen:
     """Rich output of one run."""
@@ -27,6 +30,12 @@ class Screen:
         """Print one line."""
         if self.shown:
             self.console.print(text, highlight=False, markup=False)
+
+    def wide(self) -> Console:
+        """A console on which the table of a report fits: narrower ones would cut its figures."""
+        if self.console.width >= WIDE:
+            return self.console
+        return Console(stderr=True, width=WIDE)
 
     @contextmanager
     def task(self, what: str, total: int) -> Iterator[Advance]:
