@@ -242,6 +242,7 @@ def cache(recipe: Recipe, overrides: Overrides = None) -> None:
 def gallery(
     run: Annotated[Path, typer.Argument(help="run folder that was evaluated")],
     output: Annotated[Path, typer.Option(help="HTML file")],
+    prompts: Annotated[int, typer.Option(help="show so many prompts; 0 = as in the recipe")] = 0,
 ) -> None:
     """Write the gallery of a run once more, from its exported weights.
 
@@ -250,7 +251,7 @@ def gallery(
     from diffalign.train.again import gallery_again
 
     with one_clear_line():
-        typer.echo(gallery_again(run, output))
+        typer.echo(gallery_again(run, output, prompts))
 
 
 @recipes_app.command("list")

@@ -63,8 +63,8 @@ def evaluate_again(run: Path, prompts: int, seeds: int) -> Path:
     return write_report(run / f"report-{options.prompts}x{options.seeds}.json", report)
 
 
-def gallery_again(run: Path, output: Path) -> Path:
-    """Write a gallery to a new file.
+def gallery_again(run: Path, output: Path, prompts: int) -> Path:
+    """Write a gallery of the first ``prompts`` prompts (0 = all), under the whole report, to a new file.
 
     Raises:
         FileExistsError: there is a file at ``output``.
@@ -72,7 +72,8 @@ def gallery_again(run: Path, output: Path) -> Path:
     from diffalign.evaluate.gallery import write_gallery
 
     config, policy = open_run(run)
-    evaluation = paired_evaluation(config, policy, Screen(True, 1, 1, 1))
+    options = replace(config.evaluate, prompts=prompts or config.evaluate.prompts)
+    evaluation = paired_evaluation(replace(config, evaluate=options), policy, Screen(True, 1, 1, 1))
     return write_gallery(output, evaluation.items(), load_report(run / "report.json"), run.name)
 
 
