@@ -153,7 +153,7 @@ class Trainer:
             self.ema.update()
         out = figures.means(self._reduce_sum)
         out["grad_norm"] = norm
-        out["learning_rate"] = torch.tensor(self.optimizer.param_groups[0]["lr"], device=norm.device)
+        out["learning_rate"] = torch.full((), self.optimizer.param_groups[0]["lr"], device=norm.device)
         return out, samples
 
     def _backward(self, batch: Batch, total: Tensor, figures: StepFigures) -> None:

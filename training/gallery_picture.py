@@ -1,0 +1,36 @@
+"""Take docs/gallery.png, the README's picture, of a gallery in headless Chromium.
+
+python training/gallery_picture.py samples/gallery.html
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from playwright.sync_api import sync_playwright
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def main(
+    gallery: Annotated[Path, typer.Argument(help="gallery.html of a run")],
+    out: Annotated[Path, typer.Option(help="PNG file")] = Path("docs/gallery.png"),
+) -> None:
+    """Sort best first and take the top of the page."""
+    browser = next((b for name in BROWSERS if (b := shutil.which(name))), None)
+    if browser is None:
+        raise SystemExit(f"no browser: one of {', '.join(BROWSERS)} is needed")
+    with sync_playwright() as playwright:
+        window = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
+        page = window.new_page(viewport={"width": 1000, "height": 900})
+        page.goto(gallery.resolve().as_uri())
+        page.locator("select").first.select_option(label="best first")
+        page.screenshot(path=out)
+        window.close()
+
+
+if __name__ == "__main__":
+    typer.run(main)
