@@ -2,6 +2,7 @@
 
 python training/pretrain_shapes.py all                # the defaults remake samples/shapes (hours on 2 cores)
 python training/pretrain_shapes.py unet --steps 2000  # one stage; run again to go on where it stopped
+python training/pretrain_shapes.py examine            # state the obedience of both pipelines (6 minutes)
 """
 
 from __future__ import annotations
@@ -11,21 +12,24 @@ from typing import Annotated, Literal
 
 import typer
 
+from diffalign.world.obedience import examine
 from diffalign.world.pretrain import Budget, pretrain
 
 
 def main(
-    stage: Annotated[Literal["vae", "unet", "dit", "all"], typer.Argument(help="what to train")],
+    stage: Annotated[Literal["vae", "unet", "dit", "all", "examine"], typer.Argument(help="what to do")],
     work: Annotated[Path, typer.Option(help="resume state and cached latents")] = Path("outputs/pretrain"),
     out: Annotated[Path, typer.Option(help="where the pipelines are saved")] = Path("samples/shapes"),
     steps: Annotated[int, typer.Option(help="steps in all; 0 = the stage's default")] = 0,
     minutes: Annotated[float, typer.Option(help="stop (resumably) after so many minutes; 0 = never")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 = torch's choice")] = 0,
 ) -> None:
-    """Train one stage, or all of them in order."""
+    """Train one stage, or all of them in order; then measure what came out."""
     stages = ("vae", "unet", "dit") if stage == "all" else (stage,)
-    for name in stages:
+    for name in (s for s in stages if s != "examine"):
         pretrain(name, work=work, out=out, budget=Budget(steps=steps, minutes=minutes, threads=threads))
+    for name in ("unet", "dit") if stage in ("all", "examine") else ():
+        typer.echo(f"{name}: {examine(out, name)}")
 
 
 if __name__ == "__main__":

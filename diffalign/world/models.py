@@ -20,7 +20,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -69,25 +69,15 @@ def build_vae(widths: Widths) -> AutoencoderKL:
 
 def clip_tokenizer(words: Sequence[str] = WORDS) -> CLIPTokenizer:
     """Byte-pair tokenizer that knows each word of the world as one token."""
-    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    trained.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(
-        vocab_size=2000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False
-    )
-    trained.train_from_iterator([" ".join(words)], trainer)
-    merges = _merges(trained)
+    # Every merge takes a word's ending and the letter before it, so that no word's merge can break another
+    # word. (A trained byte-pair model breaks ties at random: its ids differ from process to process.)
+    endings = dict.fromkeys((w[i], f"{w[i + 1 :]}</w>") for w in words for i in reversed(range(len(w) - 1)))
+    merges = list(endings)
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     units = [*letters, *(f"{c}</w>" for c in letters), *("".join(m) for m in merges)]
     tokens = [*dict.fromkeys(units), "<|startoftext|>", "<|endoftext|>"]
     vocab = {token: i for i, token in enumerate(tokens)}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TOKENS)
-
-
-def _merges(trained: Tokenizer) -> list[tuple[str, str]]:
-    import json
-
-    raw = json.loads(trained.to_str())["model"]["merges"]
-    return [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in raw]
 
 
 def t5_tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +17,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diffalign.train.run import write_text
+from diffalign.world.obedience import NOTES, note
 from diffalign.world.stages import Stage, build_stage
 
 log = logging.getLogger(__name__)
 
-NOTES = "pretraining.json"
-"""File beside the exported pipelines that says how far each was trained."""
+MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
+"""What AdamW and Muon keep for a weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 class Loop:
-    """The loop that all stages share: AdamW, exponential average, resume, log."""
+    """The loop that all stages share: schedule, exponential average, resume, log."""
 
     def __init__(self, stage: Stage, work: Path, out: Path, budget: Budget) -> None:
         """Go on from the resume state in ``work``, if there is one."""
@@ -49,9 +50,7 @@ class Loop:
         self.steps = budget.steps or stage.steps
         self.weights = {k: p for k, p in stage.modules.named_parameters() if p.requires_grad}
         self.average = {k: p.detach().clone() for k, p in self.weights.items()}
-        self.optimizer = torch.optim.AdamW(
-            self.weights.values(), lr=stage.learning_rate, betas=(0.9, 0.99), fused=True
-        )
+        self.optimizers = stage.optimizers()
         self.step, self.seconds = 0, 0.0
         self._resume()
 
@@ -79,14 +78,15 @@ class Loop:
                 break
 
     def _one_step(self) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.steps, self.stage.learning_rate)
+        for group in (g for o in self.optimizers for g in o.param_groups):
+            group["lr"] = learning_rate(self.step, self.steps, group.setdefault("peak", group["lr"]))
         torch.manual_seed(self.step)
         loss = self.stage.loss(np.random.default_rng([self.step, 17]))
         loss.backward()
         nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         self.step += 1
         decay = min(0.999, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(
@@ -107,18 +107,8 @@ class Loop:
         self._log(figures)
         self.stage.export(self.out)
         self._load(raw)
-        self._note(figures)
-
-    def _note(self, figures: dict[str, float]) -> None:
-        """Write beside the exported weights how far they were trained, so that a new checkout can go on."""
-        file = self.out / NOTES
-        notes = json.loads(file.read_text()) if file.exists() else {}
-        notes[self.stage.name] = {
-            "step": self.step,
-            "of": self.steps,
-            "seconds": round(self.seconds),
-        } | figures
-        write_text(file, json.dumps(notes, indent=2, sort_keys=True) + "\n")
+        so_far = {"step": self.step, "of": self.steps, "seconds": round(self.seconds)}
+        note(self.out, self.stage.name, so_far | figures)  # so that a new checkout can go on
 
     @torch.no_grad()
     def _load(self, values: dict[str, Tensor]) -> None:
@@ -128,8 +118,8 @@ class Loop:
     def _save(self, seconds: float) -> None:
         state = {f"weight/{k}": p.detach() for k, p in self.weights.items()}
         state |= {f"average/{k}": p for k, p in self.average.items()}
-        for k, p in self.weights.items():
-            state |= {f"{name}/{k}": v for name, v in self.optimizer.state[p].items()}
+        for optimizer, k, p in self._owned():
+            state |= {f"moment/{name}/{k}": v for name, v in optimizer.state[p].items()}
         partial = self.state_file.with_suffix(".partial")
         save_file(state, partial, metadata={"step": str(self.step), "seconds": str(seconds)})
         os.replace(partial, self.state_file)
@@ -144,8 +134,16 @@ class Loop:
         self.step, self.seconds = int(metadata["step"]), float(metadata["seconds"])
         self._load({k: state[f"weight/{k}"] for k in self.weights})
         self.average = {k: state[f"average/{k}"] for k in self.weights}
-        for k, p in self.weights.items():
-            self.optimizer.state[p] = {n: state[f"{n}/{k}"] for n in ("step", "exp_avg", "exp_avg_sq")}
+        for optimizer, k, p in self._owned():
+            names = [n for n in MOMENTS if f"moment/{n}/{k}" in state]
+            optimizer.state[p] = {n: state[f"moment/{n}/{k}"] for n in names}
+
+    def _owned(self) -> Iterator[tuple[torch.optim.Optimizer, str, nn.Parameter]]:
+        """Every weight with its name and the optimizer that holds it."""
+        names = {id(p): k for k, p in self.weights.items()}
+        for optimizer in self.optimizers:
+            for p in (p for group in optimizer.param_groups for p in group["params"]):
+                yield optimizer, names[id(p)], p
 
     def _resume_from_export(self) -> None:
         """Without resume state go on from the exported average, if there is one; the moments start anew."""
