@@ -1,4 +1,4 @@
-"""Make the tiny pipelines of the shapes world from nothing: VAE, then UNet and MMDiT, each resumable.
+"""Make the tiny pipelines of the shapes world: VAE, its decoder again, UNet, MMDiT, each resumable.
 
 python training/pretrain_shapes.py all                # the defaults remake samples/shapes (hours on 2 cores)
 python training/pretrain_shapes.py unet --steps 2000  # one stage; run again to go on where it stopped
@@ -17,7 +17,9 @@ from diffalign.world.pretrain import Budget, pretrain
 
 
 def main(
-    stage: Annotated[Literal["vae", "unet", "dit", "all", "examine"], typer.Argument(help="what to do")],
+    stage: Annotated[
+        Literal["vae", "decoder", "unet", "dit", "all", "examine"], typer.Argument(help="what to do")
+    ],
     work: Annotated[Path, typer.Option(help="resume state and cached latents")] = Path("outputs/pretrain"),
     out: Annotated[Path, typer.Option(help="where the pipelines are saved")] = Path("samples/shapes"),
     steps: Annotated[int, typer.Option(help="steps in all; 0 = the stage's default")] = 0,
@@ -25,7 +27,7 @@ def main(
     threads: Annotated[int, typer.Option(help="CPU threads; 0 = torch's choice")] = 0,
 ) -> None:
     """Train one stage, or all of them in order; then measure what came out."""
-    stages = ("vae", "unet", "dit") if stage == "all" else (stage,)
+    stages = ("vae", "decoder", "unet", "dit") if stage == "all" else (stage,)
     for name in (s for s in stages if s != "examine"):
         pretrain(name, work=work, out=out, budget=Budget(steps=steps, minutes=minutes, threads=threads))
     for name in ("unet", "dit") if stage in ("all", "examine") else ():

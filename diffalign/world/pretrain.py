@@ -164,7 +164,7 @@ def noted_step(out: Path, name: str) -> int:
 
 
 def pretrain(name: str, *, work: Path, out: Path, budget: Budget) -> None:
-    """Train one stage ("vae", "unet" or "dit"), going on from ``work``; ``out`` receives what users load."""
+    """Train one stage ("vae", "decoder", "unet", "dit"), going on from ``work``; users load from ``out``."""
     if budget.threads:
         torch.set_num_threads(budget.threads)
     work.mkdir(parents=True, exist_ok=True)
