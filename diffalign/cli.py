@@ -53,10 +53,18 @@ def one_clear_line() -> Iterator[None]:
 
 
 def set_up_logging() -> None:
-    """Warnings of the library on stderr, in rich's form."""
+    """Warnings on stderr, in rich's form, and no bars of diffusers and transformers while they load."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
     logging.basicConfig(
         level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False)]
     )
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    # diffusers 0.42 warns of modules to keep in float32 even where it lists none
+    models = logging.getLogger("diffusers.models.modeling_utils")
+    models.addFilter(lambda record: "float32: []" not in record.getMessage())
 
 
 @app.command()
