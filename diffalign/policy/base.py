@@ -23,6 +23,8 @@ from diffalign.policy.lora import (
     copy_adapter,
     freeze_all_but,
     load_adapter,
+    with_source_alpha,
+    without_dropout,
 )
 
 ReferenceKind = Literal["auto", "off", "start", "none"]
@@ -54,7 +56,8 @@ class Policy:
         if adapter is None:
             self.denoiser.requires_grad_(True)
         else:
-            self._add_adapters(adapter)
+            self.adapter = with_source_alpha(adapter)
+            self._add_adapters(self.adapter)
         self.wrapped: nn.Module = self.denoiser
 
     # ------------------------------------------------------------------ training
@@ -248,10 +251,11 @@ class Policy:
         for i, source in enumerate(adapter.frozen):
             name = f"frozen{i}"
             self.pipeline.load_lora_weights(source, adapter_name=name)
+            without_dropout(self.denoiser, name)
             self.frozen_adapters.append(name)
         add_adapter(self.denoiser, adapter, self.family.lora_targets)
         if adapter.init_from:
-            load_adapter(self.denoiser, adapter.init_from)
+            load_adapter(self.denoiser, adapter.init_from, adapter)
         freeze_all_but(self.denoiser, ADAPTER)
         self._activate()
 

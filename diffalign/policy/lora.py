@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
 
 ADAPTER = "default"
 """Name of the adapter that is trained."""
@@ -24,13 +29,15 @@ class AdapterConfig:
     rank: int = 8
     """Rank of the update."""
     alpha: float | None = None
-    """Scale: the update is multiplied by alpha / rank; None takes alpha = rank."""
+    """Scale: the update is multiplied by alpha / rank; None takes that of init_from, else alpha = rank."""
     dropout: float = 0.0
-    """Dropout on the LoRA branch (the reference never sees it)."""
+    """Dropout on the trained LoRA branch while training; reference and first stages never see it. With
+    init_from the first loss is therefore only near that of equal models."""
     targets: tuple[str, ...] = ()
     """Names (or endings) of the modules to adapt; empty takes the family's attention projections."""
     init_from: str | None = None
-    """Folder or file of an existing LoRA to start from; the reference is then that LoRA, frozen."""
+    """Folder or file of an existing LoRA to start from, at its own strength; the reference is then that LoRA,
+    frozen."""
     seed: int = 0
     """Seed of the initial A matrices."""
     frozen: tuple[str, ...] = field(default=())
@@ -92,40 +99,102 @@ def freeze_all_but(denoiser: nn.Module, name: str) -> None:
 
 
 def copy_adapter(denoiser: Any, config: AdapterConfig, targets: tuple[str, ...], to: str) -> None:
-    """Add a frozen copy of the trained adapter under another name."""
+    """Add a frozen copy of the trained adapter under another name: same dtype, and without its dropout."""
     source = adapter_parameters(denoiser, ADAPTER)
-    add_adapter(denoiser, config, targets, to)
+    add_adapter(denoiser, replace(config, dropout=0.0), targets, to)
     for key, parameter in adapter_parameters(denoiser, to).items():
-        parameter.data.copy_(source[key.replace(f".{to}.", f".{ADAPTER}.")].data)
+        parameter.data = source[key.replace(f".{to}.", f".{ADAPTER}.")].data.clone()
     denoiser.set_adapter(ADAPTER)
 
 
-def load_adapter(denoiser: nn.Module, source: str, name: str = ADAPTER) -> None:
+def without_dropout(denoiser: nn.Module, name: str) -> None:
+    """Switch off the dropout that an adapter brought along from its file's metadata."""
+    for layer in tuner_layers(denoiser):
+        if name in layer.lora_dropout:
+            layer.lora_dropout[name] = nn.Identity()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedLora:
+    """A LoRA file as it was read."""
+
+    state: dict[str, Tensor]
+    """Tensors without the leading component name."""
+    rank: int = 0
+    """0 where the file has no metadata."""
+    alpha: float | None = None
+    """Its update is multiplied by alpha / rank; None where the file has no metadata."""
+
+
+def with_source_alpha(config: AdapterConfig) -> AdapterConfig:
+    """Options whose alpha is that of ``init_from`` where none was asked for; others stay as they are.
+
+    Raises:
+        FileNotFoundError: there is no LoRA at ``init_from``.
+        ValueError: its strength differs from module to module.
+    """
+    if config.init_from is None or config.alpha is not None:
+        return config
+    alpha = read_lora(config.init_from).alpha
+    return config if alpha is None else replace(config, alpha=alpha)
+
+
+def load_adapter(denoiser: nn.Module, source: str, config: AdapterConfig, name: str = ADAPTER) -> None:
     """Fill the adapter called ``name`` from a saved LoRA of the same shape (an exported folder or file).
+
+    Where the file's strength (alpha / rank) is not that of ``config``, B is multiplied by their ratio: the
+    effect is that of the saved LoRA.
 
     Raises:
         FileNotFoundError: there is no LoRA at ``source``.
-        ValueError: its keys or shapes are not those of the adapter.
+        ValueError: its keys or shapes are not those of the adapter, or its strength differs by module.
     """
-    state = read_lora(source)
+    saved = read_lora(source)
     own = {_plain_key(k, name): p for k, p in adapter_parameters(denoiser, name).items()}
-    if set(state) != set(own) or any(state[k].shape != own[k].shape for k in own):
-        odd = sorted(set(state) ^ set(own))[:3] or [k for k in own if state[k].shape != own[k].shape][:3]
+    _check_fits(saved.state, own, source)
+    ratio = _strength_ratio(saved, config, source)
+    for key, parameter in own.items():
+        parameter.data.copy_(saved.state[key])
+        if "lora_B" in key and ratio != 1:
+            parameter.data *= ratio
+
+
+def _check_fits(state: dict[str, Tensor], own: dict[str, nn.Parameter], source: str) -> None:
+    odd = sorted(set(state) ^ set(own)) or [k for k in own if state[k].shape != own[k].shape]
+    if odd:
         raise ValueError(
-            f"the LoRA at {source} does not fit this adapter (first differences: {odd}): use its rank "
+            f"the LoRA at {source} does not fit this adapter (first differences: {odd[:3]}): use its rank "
             f"and targets"
         )
-    for key, parameter in own.items():
-        parameter.data.copy_(state[key])
+
+
+def _strength_ratio(saved: SavedLora, config: AdapterConfig, source: str) -> float:
+    """Strength of the saved LoRA over that of the adapter; 1 where the file does not say."""
+    alpha = config.rank if config.alpha is None else config.alpha
+    if saved.alpha is not None:
+        return (saved.alpha / saved.rank) / (alpha / config.rank)
+    log.warning(
+        "the LoRA at %s does not say its alpha: it is taken to be %g at rank %d; if it was trained with "
+        "another one, set policy.adapter.alpha",
+        source,
+        alpha,
+        config.rank,
+    )
+    return 1.0
 
 
 def _plain_key(key: str, name: str) -> str:
     return key.replace(f".{name}.", ".")
 
 
-def read_lora(source: str) -> dict[str, Tensor]:
-    """Tensors of a saved LoRA, without the leading component name."""
-    from safetensors.torch import load_file
+def read_lora(source: str) -> SavedLora:
+    """Read a LoRA from an exported folder or a file.
+
+    Raises:
+        FileNotFoundError: there is no LoRA at ``source``.
+        ValueError: its strength differs from module to module.
+    """
+    from safetensors import safe_open
 
     path = Path(source)
     file = path / "pytorch_lora_weights.safetensors" if path.is_dir() else path
@@ -133,7 +202,25 @@ def read_lora(source: str) -> dict[str, Tensor]:
         raise FileNotFoundError(
             f"no LoRA at {source}: a folder with pytorch_lora_weights.safetensors or that file is needed"
         )
-    return {k.split(".", 1)[1]: v for k, v in load_file(file).items()}
+    with safe_open(file, "pt") as opened:
+        state = {k.split(".", 1)[1]: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118 (no dict)
+        packed = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    return _described(state, {k.split(".", 1)[-1]: v for k, v in packed.items()}, source)
+
+
+def _described(state: dict[str, Tensor], metadata: dict[str, Any], source: str) -> SavedLora:
+    if metadata.get("alpha_pattern") or metadata.get("rank_pattern"):
+        raise ValueError(
+            f"the LoRA at {source} has another alpha or rank in some modules (alpha_pattern, rank_pattern), "
+            f"which one adapter cannot hold: put it into policy.adapter.frozen instead of init_from"
+        )
+    if "r" not in metadata or "lora_alpha" not in metadata:
+        return SavedLora(state=state)
+    rank, alpha = int(metadata["r"]), float(metadata["lora_alpha"])
+    # a rank-stabilised LoRA is multiplied by alpha / sqrt(rank)
+    return SavedLora(
+        state=state, rank=rank, alpha=alpha * math.sqrt(rank) if metadata.get("use_rslora") else alpha
+    )
 
 
 @contextmanager
