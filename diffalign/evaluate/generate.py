@@ -75,10 +75,7 @@ def generate_base(
     """Pictures of the untrained base, like ``generate``; made once and kept in ``cache`` by content."""
     from safetensors.torch import load_file, save_file
 
-    what = [policy.base_id(), policy.encoder_id("vae"), policy.encoder_id("text"), list(prompts), list(seeds)]
-    settings = [sampling.steps, sampling.guidance, sampling.side, type(policy.pipeline.scheduler).__name__]
-    key = hashlib.sha256(json.dumps([what, settings]).encode()).hexdigest()[:32]
-    file = cache / "pictures" / f"{key}.safetensors"
+    file = cache / "pictures" / f"{_base_key(policy, prompts, seeds, sampling)}.safetensors"
     if not file.exists():
         with policy.base():
             pictures = generate(policy, prompts, seeds, sampling, progress)
@@ -89,3 +86,13 @@ def generate_base(
     else:
         progress(len(prompts) * len(seeds))
     return load_file(file)["pictures"]
+
+
+def _base_key(policy: Policy, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling) -> str:
+    """Key of the base's pictures: all that decides them, the device's noise and arithmetic included."""
+    what = [policy.base_id(), policy.encoder_id("vae"), policy.encoder_id("text"), list(prompts), list(seeds)]
+    settings = [sampling.steps, sampling.guidance, sampling.side, type(policy.pipeline.scheduler).__name__]
+    where = [policy.device.type, str(policy.dtype)]
+    # fp32 on the CPU is the plain case: pictures that were kept before others were told apart stay good
+    parts = [what, settings] if where == ["cpu", "torch.float32"] else [what, settings, where]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

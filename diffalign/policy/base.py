@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -23,9 +24,11 @@ from diffalign.policy.lora import (
     copy_adapter,
     freeze_all_but,
     load_adapter,
+    tuner_layers,
     with_source_alpha,
     without_dropout,
 )
+from diffalign.policy.precision import arithmetic, computing
 
 ReferenceKind = Literal["auto", "off", "start", "none"]
 
@@ -37,6 +40,7 @@ class Policy:
         pipeline: the diffusers pipeline; generation goes through it.
         process: the noise process its denoiser was trained with.
         wrapped: the denoiser as the training step calls it (DistributedDataParallel puts itself around it).
+        dtype: arithmetic of the denoiser, the same for policy, reference and base.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class Policy:
         self.pipeline, self.family, self.adapter, self.text_length = pipeline, family, adapter, text_length
         self.process: Process = family.process(pipeline)
         self.denoiser: nn.Module = getattr(pipeline, family.component)
+        self.dtype: torch.dtype = next(self.denoiser.parameters()).dtype
         self.frozen_adapters: list[str] = []
         self._reference: Literal["off", "start", "copy"] | None = None
         self._copy: nn.Module | None = None
@@ -63,8 +68,13 @@ class Policy:
     # ------------------------------------------------------------------ training
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Cond, sizes: Tensor | None = None) -> Tensor:
-        """(B, C, h, w) native prediction at (B,) times; inside ``reference()`` it is the reference's."""
-        return self.family.call(self.wrapped, x_t, self.process.model_time(t), cond, sizes)
+        """(B, C, h, w) native prediction at (B,) times, in the dtype of ``x_t``.
+
+        Inside ``reference()`` it is the reference's.
+        """
+        with arithmetic(x_t.device, self.dtype):
+            out = self.family.call(self.wrapped, x_t, self.process.model_time(t), cond, sizes)
+        return out.to(x_t.dtype)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -106,7 +116,8 @@ class Policy:
                 raise ValueError(
                     "reference 'off' needs a LoRA that can be switched off; use 'start' for full training"
                 )
-            self._copy, self._reference = deepcopy(self.denoiser).requires_grad_(False), "copy"
+            self._keep_copy()
+            self._reference = "copy"
         else:
             if kind == "start":
                 copy_adapter(self.denoiser, self.adapter, self.family.lora_targets, START)
@@ -115,23 +126,51 @@ class Policy:
             self._reference = kind
         return kind
 
+    def keep_base(self) -> None:
+        """Keep what ``base()`` needs, as of now: a frozen copy of a denoiser that is trained whole.
+
+        ``set_reference`` keeps it for objectives with a reference; the others call this before training where
+        pictures of the base are wanted. With LoRA the base is always there.
+        """
+        if self.adapter is None and self._copy is None:
+            self._keep_copy()
+
+    def _keep_copy(self) -> None:
+        self._copy = deepcopy(self.denoiser).requires_grad_(False)
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """Trained parameters by name."""
         return {n: p for n, p in self.denoiser.named_parameters() if p.requires_grad}
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Policy:
-        """Move all networks; a dtype is applied to the denoiser's frozen weights, trained LoRA weights stay
-        fp32.
+        """Move all networks and the noise process; a dtype is the arithmetic of the denoiser from then on.
+
+        The denoiser's frozen weights are stored in it; trained ones, and the LoRA that training started from,
+        stay in fp32 at least and keep their values. Encoders and VAE keep the dtype that they were loaded in.
         """
-        keep = {} if self.adapter is None else adapter_parameters(self.denoiser, ADAPTER)
         for part in self.pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.to(device)
-        if dtype is not None and any(p.dtype != dtype for p in self.denoiser.parameters()):
-            self.denoiser.to(dtype)
-            for parameter in keep.values():
-                parameter.data = parameter.data.to(torch.promote_types(torch.float32, dtype))
+        if self._copy is not None:
+            self._copy.to(device)
+        if device is not None and self.process.alphas_cumprod is not None:
+            # here once, so that no training step has to wait for it
+            self.process = replace(self.process, alphas_cumprod=self.process.alphas_cumprod.to(device))
+        if dtype is not None:
+            self._cast(dtype)
         return self
+
+    def _cast(self, dtype: torch.dtype) -> None:
+        """Store each weight of the denoiser as it is needed; what stays wide is never rounded on the way."""
+        self.dtype, wide = dtype, torch.promote_types(torch.float32, dtype)
+        if self._copy is not None:
+            self._copy.to(wide)
+        starts = adapter_parameters(self.denoiser, START).values()
+        kept = {id(p) for p in (*self.trainable().values(), *starts)}
+        frozen = wide if self.adapter is None else dtype
+        for weight in (*self.denoiser.parameters(), *self.denoiser.buffers()):
+            if weight.is_floating_point():
+                weight.data = weight.data.to(wide if id(weight) in kept else frozen)
 
     # ------------------------------------------------------------------ encoders
 
@@ -153,13 +192,20 @@ class Policy:
     def scale_latents(self, latents: Tensor) -> Tensor:
         """Unscaled VAE latents to the scale that the denoiser sees."""
         config = self.pipeline.vae.config
+        if config.latents_mean is not None and config.latents_std is not None:
+            mean, std = (_channels(v, latents) for v in (config.latents_mean, config.latents_std))
+            return (latents - mean) * float(config.scaling_factor) / std
         out: Tensor = (latents - (config.shift_factor or 0.0)) * config.scaling_factor
         return out
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, 3, H, W) pixels in [-1, 1], differentiable, of (B, C, h, w) scaled latents."""
-        vae = self.pipeline.vae
-        unscaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        vae, config = self.pipeline.vae, self.pipeline.vae.config
+        if config.latents_mean is not None and config.latents_std is not None:
+            mean, std = (_channels(v, latents) for v in (config.latents_mean, config.latents_std))
+            unscaled = latents * std / config.scaling_factor + mean
+        else:
+            unscaled = latents / config.scaling_factor + (config.shift_factor or 0.0)
         pixels: Tensor = vae.decode(unscaled.to(next(vae.parameters()).dtype), return_dict=False)[0]
         return pixels.float()
 
@@ -178,22 +224,28 @@ class Policy:
         return self.family.collate(rows)
 
     def encoder_id(self, part: Literal["vae", "text"]) -> str:
-        """sha256 of the weights and configuration of the VAE or of all text encoders."""
+        """sha256 of the weights of the VAE, or of all text encoders and of how prompts are encoded.
+
+        The LoRA that a first stage put into a text encoder counts.
+        """
         if part not in self._ids:
             names = (
                 ["vae"]
                 if part == "vae"
                 else [n for n in self.pipeline.components if n.startswith("text_encoder")]
             )
-            modules = [getattr(self.pipeline, n) for n in sorted(names)]
-            digest = weights_digest([m for m in modules if m is not None])
+            modules = [m for m in (getattr(self.pipeline, n) for n in sorted(names)) if m is not None]
+            digest = weights_digest(modules, self.frozen_adapters)
             self._ids[part] = digest if part == "vae" else f"{digest}-{self.text_length}"
         return self._ids[part]
 
     def base_id(self) -> str:
-        """sha256 of the denoiser's weights without LoRA, and of its configuration."""
+        """sha256 of the base's weights: the denoiser with its first stages, without the LoRA that is trained.
+
+        Of a policy that is trained whole and keeps no copy of its base: of the weights at the first call.
+        """
         if "base" not in self._ids:
-            self._ids["base"] = weights_digest([self._copy or self.denoiser])
+            self._ids["base"] = weights_digest([self._copy or self.denoiser], self.frozen_adapters)
         return self._ids["base"]
 
     # ------------------------------------------------------------------ pictures
@@ -208,37 +260,56 @@ class Policy:
         guidance: float = 4.0,
         side: int | None = None,
     ) -> Tensor:
-        """(B, 3, H, W) pictures in [0, 1] through the diffusers pipeline; each picture depends on its own
-        seed only.
+        """(B, 3, H, W) fp32 pictures in [0, 1]: latents by the diffusers pipeline, pixels by ``decode``.
+
+        Each picture depends on its own seed only. The safety checker of SD1.x is not run: it would turn
+        pictures black that are to be compared.
         """
         generators = [torch.Generator(self.device).manual_seed(s) for s in seeds]
         self.pipeline.set_progress_bar_config(disable=True)
-        training = self.denoiser.training
-        self.denoiser.eval()
         size = side or self.side
-        out = self.pipeline(
-            list(prompts),
-            height=size,
-            width=size,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=generators,
-            output_type="pt",
-            **self.family.generate_options(self.pipeline, self.text_length),
-        )
-        self.denoiser.train(training)
-        pictures: Tensor = out.images.float()
+        with self._sampling():
+            out = self.pipeline(
+                list(prompts),
+                height=size,
+                width=size,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=generators,
+                output_type="latent",
+                **self.family.generate_options(self.pipeline, self.text_length),
+            )
+        pixels = self.decode(out.images)
+        pictures: Tensor = self.pipeline.image_processor.postprocess(pixels, output_type="pt")
         return pictures
 
     @contextmanager
+    def _sampling(self) -> Iterator[None]:
+        """The pipeline's denoiser (policy or base) without dropout and in its arithmetic, then as before."""
+        denoiser: nn.Module = getattr(self.pipeline, self.family.component)
+        training = denoiser.training
+        denoiser.eval()
+        try:
+            with computing(denoiser, self.device, self.dtype):
+                yield
+        finally:
+            denoiser.train(training)
+
+    @contextmanager
     def base(self) -> Iterator[None]:
-        """Generate as the untrained base inside (LoRA off; for full training the frozen start)."""
+        """Generate as the untrained base inside (LoRA off; for full training the frozen start).
+
+        Raises:
+            RuntimeError: neither ``set_reference`` nor ``keep_base`` kept the start of a full training.
+        """
         if self.adapter is not None:
             with active_adapters(self.denoiser, self.frozen_adapters):
                 yield
             return
         if self._copy is None:
-            raise RuntimeError("a fully trained policy keeps its base only after set_reference('start')")
+            raise RuntimeError(
+                "a policy that is trained whole has lost its base: call policy.keep_base() before training"
+            )
         setattr(self.pipeline, self.family.component, self._copy)
         try:
             yield
@@ -261,20 +332,36 @@ class Policy:
 
     def _activate(self) -> None:
         """Make the trained LoRA and the frozen ones active, for good."""
-        from diffalign.policy.lora import tuner_layers
-
         for layer in tuner_layers(self.denoiser):
             layer._active_adapter = [n for n in (*self.frozen_adapters, ADAPTER) if n in layer.scaling]
 
 
-def weights_digest(modules: Sequence[nn.Module]) -> str:
-    """sha256 over parameter names, shapes and values (as fp32) of modules; LoRA and buffers are left out."""
+def _channels(values: Sequence[float], like: Tensor) -> Tensor:
+    """(1, C, 1, 1) tensor of one number per latent channel."""
+    return torch.tensor(values, device=like.device, dtype=like.dtype).view(1, -1, 1, 1)
+
+
+def weights_digest(modules: Sequence[nn.Module], adapters: Sequence[str] = ()) -> str:
+    """sha256 over parameter names, shapes and values (as fp32) of modules; buffers are left out.
+
+    Of their LoRA only ``adapters`` count, with the factors that they are multiplied by.
+    """
     digest = hashlib.sha256()
     for module in modules:
         plain = {
             k.replace(".base_layer.", "."): v for k, v in module.state_dict().items() if ".lora_" not in k
         }
-        for name, value in sorted(plain.items()):
+        for name, value in sorted({**plain, **_adapter_tensors(module, adapters)}.items()):
             digest.update(f"{name}{tuple(value.shape)}".encode())
             digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _adapter_tensors(module: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+    """Weights of adapters by their full names, and their factors by layer."""
+    found: dict[str, Tensor] = {}
+    for name in names:
+        found |= adapter_parameters(module, name)
+        factors = [float(layer.scaling[name]) for layer in tuner_layers(module) if name in layer.scaling]
+        found |= {f"{name}.lora_scaling": torch.tensor(factors)} if factors else {}
+    return found

@@ -90,6 +90,8 @@ def align(
     if accelerator.is_main_process:
         run.write_skipped(loader.data.report.bad, loader.data.report.equal)
     policy.set_reference("none" if not config.objective.needs_reference else config.policy.reference)
+    if config.evaluate.prompts or config.validate.every:
+        policy.keep_base()
     trainer = Trainer(config, policy, loader, accelerator, run)
     if resume:
         source = _checkpoint_of(Path(resume))
@@ -150,6 +152,10 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     cpu = not (
         torch.cuda.is_available() or torch.backends.mps.is_available()
     )  # else processes would not meet
+    if cpu and mixed == "fp16":
+        raise ConfigError(
+            "precision is fp16, which needs a GPU, and there is none: use precision=bf16 or fp32"
+        )
     accelerator = Accelerator(mixed_precision=mixed, cpu=cpu)
     if config.batch % (config.accumulate * accelerator.num_processes):
         raise ConfigError(
@@ -161,18 +167,15 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def make_policy(config: TrainConfig, device: torch.device) -> Policy:
-    """Load the policy in the dtype that its training wants: fp32 where all weights train, else the
-    precision's.
-    """
-    wide = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
+    """Load the policy onto the device, in the recipe's precision (trained weights stay in fp32 at least)."""
+    dtypes = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
     policy = load_policy(
         config.policy.model,
         config.policy.adapter,
         text_length=config.policy.text_length,
         allow_download=config.policy.allow_download,
     )
-    half = config.policy.adapter is not None or config.precision == "fp64"
-    policy.to(device, wide[config.precision] if half else torch.float32)
+    policy.to(device, dtypes[config.precision])
     if config.policy.gradient_checkpointing:
         policy.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
     return policy

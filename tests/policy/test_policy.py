@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from diffalign.diffusion.spaces import native_error
 from diffalign.policy import Policy, load_policy
@@ -178,3 +179,131 @@ def test_wrong_paths_and_families_are_named(folder: Path, tmp_path: Path) -> Non
 
     with pytest.raises(ValueError, match="prediction_type is 'weird'"):
         Policy(pipeline, StableDiffusion(), None, 32)
+
+
+def lora8(folder: Path, where: Path) -> str:
+    first = load_policy(tiny_folder("sd", folder), {"rank": 2, "alpha": 8})
+    shake(first)
+    export_policy(first, where)
+    return str(where)
+
+
+def test_a_first_stage_belongs_to_the_identity_of_the_base(folder: Path, tmp_path: Path) -> None:
+    model, stage = tiny_folder("sd", folder), lora8(folder, tmp_path / "first")
+    plain = load_policy(model, {"rank": 2})
+    staged = load_policy(model, AdapterConfig(rank=2, frozen=(stage,)))
+    assert staged.base_id() != plain.base_id()
+    again = load_policy(model, AdapterConfig(rank=3, frozen=(stage,)))
+    assert again.base_id() == staged.base_id(), "the LoRA that is trained does not count"
+    assert staged.encoder_id("vae") == plain.encoder_id("vae")
+
+
+def test_lora_in_a_text_encoder_belongs_to_its_identity(folder: Path) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    policy, plain = (load_policy(tiny_folder("sd", folder), {"rank": 2}) for _ in range(2))
+    lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    inject_adapter_in_model(lora, policy.pipeline.text_encoder, "frozen0")
+    policy.frozen_adapters.append("frozen0")
+    assert policy.encoder_id("text") != plain.encoder_id("text")
+
+
+def test_a_base_kept_without_a_reference(folder: Path) -> None:
+    policy = load_policy(tiny_folder("sd", folder))
+    policy.set_reference("none")
+    with pytest.raises(RuntimeError, match="keep_base"), policy.base():
+        pass
+    policy.keep_base()
+    before = policy.generate(["a red circle"], [5], steps=2)
+    identity = load_policy(tiny_folder("sd", folder)).base_id()
+    shake(policy)
+    with policy.base():
+        assert torch.equal(policy.generate(["a red circle"], [5], steps=2), before)
+    assert policy.base_id() == identity
+    with pytest.raises(RuntimeError, match="no reference"), policy.reference():
+        pass
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_close_to_fp32(family: str, dtype: torch.dtype, folder: Path) -> None:
+    model, prompts = tiny_folder(family, folder), ["a red circle"]
+    exact = load_policy(model, {"rank": 2}).generate(prompts, [5], steps=2)
+    for policy in (
+        load_policy(model, {"rank": 2}).to(dtype=dtype),
+        load_policy(model, {"rank": 2}, dtype=dtype),
+    ):
+        pictures = policy.generate(prompts, [5], steps=2)
+        assert pictures.dtype == torch.float32
+        assert (pictures - exact).abs().mean() < 0.01
+        x, t, cond, sizes = inputs(policy)
+        assert policy.predict(x, t, cond, sizes).dtype == torch.float32
+
+
+def test_policy_and_base_of_a_full_training_compute_alike(folder: Path) -> None:
+    policy = load_policy(tiny_folder("sd", folder)).to(dtype=torch.bfloat16)
+    assert {p.dtype for p in policy.trainable().values()} == {torch.float32}
+    policy.set_reference()
+    own = policy.generate(["a red circle"], [5], steps=2)
+    with policy.base():
+        assert torch.equal(policy.generate(["a red circle"], [5], steps=2), own)
+    x, t, cond, sizes = inputs(policy)
+    with policy.reference():
+        reference = policy.predict(x, t, cond, sizes)
+    assert torch.equal(policy.predict(x, t, cond, sizes), reference)
+    policy.dtype = torch.float32
+    assert not torch.equal(policy.predict(x, t, cond, sizes), reference), "half precision was not used"
+
+
+def test_a_cast_does_not_round_the_lora(folder: Path) -> None:
+    policy = load_policy(tiny_folder("sd", folder), {"rank": 2})
+    shake(policy)
+    policy.set_reference("start")
+    before = {n: p.clone() for n, p in policy.denoiser.named_parameters() if "lora_" in n}
+    policy.to(dtype=torch.bfloat16)
+    now = dict(policy.denoiser.named_parameters())
+    assert all(torch.equal(now[n], value) for n, value in before.items())
+    assert {p.dtype for n, p in now.items() if "lora_" not in n} == {torch.bfloat16}
+
+
+def test_the_noise_process_moves_with_the_policy(folder: Path) -> None:
+    policy = load_policy(tiny_folder("sd", folder), {"rank": 2}).to("meta")
+    assert policy.process.alphas_cumprod is not None
+    assert policy.process.alphas_cumprod.device.type == "meta"
+
+
+def test_the_safety_checker_never_blackens_pictures(folder: Path) -> None:
+    from transformers import CLIPImageProcessor
+
+    class Checker(nn.Module):
+        device, dtype = torch.device("cpu"), torch.float32
+
+        def forward(self, images: torch.Tensor, clip_input: torch.Tensor) -> tuple[torch.Tensor, list[bool]]:
+            return torch.zeros_like(images), [True] * len(images)
+
+    policy = load_policy(tiny_folder("sd", folder))
+    plain = policy.generate(["a red circle"], [5], steps=2)
+    policy.pipeline.register_modules(safety_checker=Checker(), feature_extractor=CLIPImageProcessor())
+    assert torch.equal(policy.generate(["a red circle"], [5], steps=2), plain)
+
+
+def test_generation_that_fails_leaves_the_policy_as_it_was(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = load_policy(tiny_folder("sd", folder)).to(dtype=torch.bfloat16)
+    policy.denoiser.train()
+    monkeypatch.setattr(policy.pipeline.scheduler, "step", None)
+    with pytest.raises(TypeError):
+        policy.generate(["a red circle"], [5], steps=2)
+    assert policy.denoiser.training
+    assert "forward" not in vars(policy.denoiser)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_scaling_latents_is_undone_by_decoding(shifted: bool, folder: Path) -> None:
+    policy = load_policy(tiny_folder("sdxl", folder))
+    if shifted:
+        policy.pipeline.vae.register_to_config(latents_mean=[0.1] * 8, latents_std=[2.0] * 8)
+    latents = torch.randn(2, 8, 8, 8)
+    expected = policy.pipeline.vae.decode(latents).sample
+    torch.testing.assert_close(policy.decode(policy.scale_latents(latents)), expected, rtol=1e-4, atol=1e-5)

@@ -10,10 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from diffalign.config import ConfigError
 from diffalign.train.align import align
 from tests.train.runs import records, tiny_run
 
@@ -75,6 +78,27 @@ def test_full_training_and_precisions(precision: str, folder: Path, tmp_path: Pa
     )
     assert rows(run.dir)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert (run.dir / "export" / "unet" / "diffusion_pytorch_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_full_training_without_reference_is_compared_with_its_base(
+    precision: str, folder: Path, tmp_path: Path
+) -> None:
+    overrides = ["objective={name: sft}", "policy.adapter=null", f"precision={precision}", "steps=1"]
+    overrides += ["validate={every: 1, prompts: 2}", "evaluate={prompts: 0, steps: 2}", "batch=2"]
+    run = tiny_run("sd", folder, tmp_path / "run", *overrides)
+    sheet = np.asarray(Image.open(run.dir / "samples" / "step-000001.png")).astype(int)
+    base, model = np.split(sheet, 2, axis=1)
+    assert 0 < abs(base - model).mean() < 8, "one small step, so nearly but not quite the base's pictures"
+
+
+def test_fp16_without_a_gpu_is_refused_early(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="fp16, which needs a GPU"):
+        tiny_run("sd", folder, tmp_path / "run", "precision=fp16")
 
 
 def test_gradient_checkpointing_changes_nothing(folder: Path, tmp_path: Path) -> None:
