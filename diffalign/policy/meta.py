@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import nn
 
 from diffalign.policy.base import Policy
 from diffalign.policy.family import Family
@@ -61,6 +62,14 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Public configurations of the denoisers, by the last part of their hub id."""
 
+ENCODERS: dict[str, tuple[int, ...]] = {
+    "stable-diffusion-v1-5": (123_060_480, 83_653_863),
+    "stable-diffusion-2-1": (340_387_840, 83_653_863),
+    "stable-diffusion-xl-base-1.0": (123_060_480, 694_659_840, 83_653_863),
+    "stable-diffusion-3-medium-diffusers": (123_650_304, 694_659_840, 4_762_310_656, 83_819_683),
+}
+"""Parameters of their text encoders and, last, of their VAE."""
+
 
 def meta_policy(model: str, adapter: AdapterConfig | None, text_length: int) -> Policy:
     """Policy of a published model without its weights (meta device); it can be counted, not run.
@@ -78,7 +87,15 @@ def meta_policy(model: str, adapter: AdapterConfig | None, text_length: int) -> 
     family = family_of(pipeline_class)
     with torch.device("meta"):
         denoiser = _denoiser(family, config)
-    return Policy(_Parts(family.component, denoiser), family, adapter, text_length)
+        others = {f"encoder{i}": _weights(n) for i, n in enumerate(ENCODERS[name])}
+    return Policy(_Parts(family.component, denoiser, others), family, adapter, text_length)
+
+
+def _weights(count: int) -> nn.Module:
+    """Stand-in for a network of so many parameters."""
+    module = nn.Module()
+    module.register_parameter("weight", nn.Parameter(torch.empty(count)))
+    return module
 
 
 def _denoiser(family: Family, config: dict[str, Any]) -> Any:
@@ -91,8 +108,10 @@ def _denoiser(family: Family, config: dict[str, Any]) -> Any:
 class _Parts:
     """As much of a pipeline as a Policy touches before it runs."""
 
-    def __init__(self, component: str, denoiser: Any) -> None:
-        self.components = {component: denoiser}
+    vae_scale_factor = 8
+
+    def __init__(self, component: str, denoiser: Any, others: dict[str, nn.Module]) -> None:
+        self.components = {component: denoiser, **others}
         self.scheduler = SimpleNamespace(
             config={"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
         )

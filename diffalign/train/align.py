@@ -186,7 +186,8 @@ def with_canonical_beta(config: TrainConfig, policy: Policy) -> TrainConfig:
     convention: BetaConvention = getattr(config.objective, "beta_convention", "canonical")
     if convention == "canonical":
         return config
-    beta = canonical_beta(getattr(config.objective, "beta", 1.0), convention, latent_elements(policy))
+    elements = latent_elements(policy, config.data.resolution)
+    beta = canonical_beta(getattr(config.objective, "beta", 1.0), convention, elements)
     changed: Any = replace(config.objective, beta=beta, beta_convention="canonical")  # type: ignore[call-arg]
     return replace(config, objective=changed)
 

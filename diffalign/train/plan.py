@@ -60,7 +60,7 @@ def make_plan(config: TrainConfig, policy: Policy, processes: int) -> Plan:
     """Work out a run's figures from its recipe and the (possibly weightless) policy."""
     trained = sum(p.numel() for p in policy.trainable().values())
     every = sum(p.numel() for p in policy.denoiser.parameters())
-    elements = latent_elements(policy)
+    elements = latent_elements(policy, config.data.resolution)
     beta = getattr(config.objective, "beta", None)
     return Plan(
         family=f"{policy.family.name}, {policy.process.prediction} prediction",
@@ -88,38 +88,52 @@ def passes(objective: Objective, batch: int, rows: int) -> str:
     return text + (f", reference forward on {images}" if objective.needs_reference else ", no reference")
 
 
-def latent_elements(policy: Policy) -> int:
-    """D: elements of one latent at the model's own size."""
+def latent_side(policy: Policy, resolution: int) -> int:
+    """Side of the latent of a picture of ``resolution`` pixels."""
+    return resolution // int(policy.pipeline.vae_scale_factor)
+
+
+def latent_elements(policy: Policy, resolution: int) -> int:
+    """D: elements of one latent at the resolution that is trained on, which need not be the model's own."""
     config: Any = policy.denoiser.config
-    return int(config.in_channels) * int(config.sample_size) ** 2
+    return int(config.in_channels) * latent_side(policy, resolution) ** 2
 
 
 def memory(config: TrainConfig, policy: Policy, trained: int, every: int, processes: int) -> dict[str, float]:
     """GiB per process by kind; activations are a rough count of saved tensors, the rest is exact."""
     width = {"fp32": 4, "fp64": 8, "bf16": 2, "fp16": 2}[config.precision]
     base = every * (width if config.policy.adapter else 4)
-    copy = 0 if config.policy.adapter or not config.objective.needs_reference else every * 4
+    copied = config.objective.needs_reference or config.evaluate.prompts or config.validate.every
+    copy = every * 4 if copied and config.policy.adapter is None else 0
     state = trained * (4 + STATE_BYTES[config.optim.name]) + (trained * 4 if config.ema else 0)
     rows = max(1, config.batch // config.accumulate // processes) * rows_per_unit(config.objective)
     saved = 0.15 if config.policy.gradient_checkpointing else 1.0
-    activations = rows * activation_elements(policy) * width * saved
+    activations = rows * activation_elements(policy, config.data.resolution) * width * saved
     parts = {
         "weights": base,
-        "reference copy": copy,
+        "encoders and VAE": encoder_bytes(policy),
+        "copy of the base": copy,
         "gradients and optimizer": state,
         "activations": activations,
     }
     return {k: v / GIB for k, v in parts.items() if v}
 
 
-def activation_elements(policy: Policy) -> float:
+def encoder_bytes(policy: Policy) -> int:
+    """Bytes of all networks but the denoiser: they stay on the device, in the dtype they were loaded in."""
+    parts = [p for p in policy.pipeline.components.values() if isinstance(p, nn.Module)]
+    others = [p for p in parts if p is not policy.denoiser]
+    return sum(w.numel() * w.element_size() for part in others for w in part.parameters())
+
+
+def activation_elements(policy: Policy, resolution: int) -> float:
     """Elements saved for the backward pass per image: a share of what all layers put out.
 
     SAVED_SHARE is fitted to counted activations of LoRA training: 0.80 GB an image for SD1.5 at 512 px,
     5.6 for SDXL and 3.9 for SD3-medium at 1024 px (bf16, memory-efficient attention).
     """
     config: Any = policy.denoiser.config
-    side = int(config.sample_size)
+    side = latent_side(policy, resolution)
     widths = [m.out_features for m in policy.denoiser.modules() if isinstance(m, nn.Linear)]
     convolutions = [m.out_channels for m in policy.denoiser.modules() if isinstance(m, nn.Conv2d)]
     patch = int(getattr(config, "patch_size", 1) or 1)
