@@ -9,6 +9,15 @@ import torch
 from torch import nn
 
 HALF = (torch.bfloat16, torch.float16)
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Arithmetic by its name in recipes."""
+
+
+def best_device() -> torch.device:
+    """Where pictures are made fastest here: a GPU, Apple's, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def arithmetic(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:

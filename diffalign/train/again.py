@@ -12,6 +12,8 @@ from diffalign.evaluate.generate import Sampling, generate
 from diffalign.evaluate.report import load_report, show_report, write_report
 from diffalign.policy import Policy, load_policy
 from diffalign.policy.export import LORA_FILE, export_policy, merge
+from diffalign.policy.lora import AdapterConfig
+from diffalign.policy.precision import DTYPES, best_device
 from diffalign.train.align import load_recipe
 from diffalign.train.config import TrainConfig
 from diffalign.train.finish import paired_evaluation
@@ -20,7 +22,7 @@ from diffalign.train.run import RunFolder, read_config
 
 
 def open_run(run: Path) -> tuple[TrainConfig, Policy]:
-    """Recipe and policy of a finished run, with its exported weights.
+    """Recipe and policy of a finished run, with its exported weights, in fp32 on the CPU.
 
     Raises:
         FileNotFoundError: no run there, or no exported weights.
@@ -35,7 +37,22 @@ def open_run(run: Path) -> tuple[TrainConfig, Policy]:
             f"{export} holds no weights: the run did not finish; go on with --resume {run}"
         )
     adapter = replace(config.policy.adapter, init_from=str(export))
-    return config, load_policy(config.policy.model, adapter, text_length=config.policy.text_length)
+    return config, _load(config, adapter)
+
+
+def open_for_pictures(run: Path) -> tuple[TrainConfig, Policy]:
+    """Like ``open_run``, on the best device and in the recipe's precision, as the run made its pictures."""
+    config, policy = open_run(run)
+    return config, policy.to(best_device(), DTYPES[config.precision])
+
+
+def _load(config: TrainConfig, adapter: AdapterConfig | None) -> Policy:
+    return load_policy(
+        config.policy.model,
+        adapter,
+        text_length=config.policy.text_length,
+        allow_download=config.policy.allow_download,
+    )
 
 
 def _full_policy(config: TrainConfig, part: Path) -> Policy:
@@ -43,7 +60,7 @@ def _full_policy(config: TrainConfig, part: Path) -> Policy:
         raise FileNotFoundError(
             f"{part.parent} holds no weights: the run did not finish; go on with --resume"
         )
-    policy = load_policy(config.policy.model, None, text_length=config.policy.text_length)
+    policy = _load(config, None)
     policy.set_reference("start")
     trained = type(policy.denoiser).from_pretrained(part)  # type: ignore[attr-defined]
     policy.denoiser.load_state_dict(trained.state_dict())
@@ -52,7 +69,7 @@ def _full_policy(config: TrainConfig, part: Path) -> Policy:
 
 def evaluate_again(run: Path, prompts: int, seeds: int) -> Path:
     """Evaluate with other numbers; the report goes beside the first one, under a name of its own."""
-    config, policy = open_run(run)
+    config, policy = open_for_pictures(run)
     options = replace(
         config.evaluate, prompts=prompts or config.evaluate.prompts, seeds=seeds or config.evaluate.seeds
     )
@@ -71,7 +88,7 @@ def gallery_again(run: Path, output: Path, prompts: int) -> Path:
     """
     from diffalign.evaluate.gallery import write_gallery
 
-    config, policy = open_run(run)
+    config, policy = open_for_pictures(run)
     options = replace(config.evaluate, prompts=prompts or config.evaluate.prompts)
     evaluation = paired_evaluation(replace(config, evaluate=options), policy, Screen(True, 1, 1, 1))
     return write_gallery(output, evaluation.items(), load_report(run / "report.json"), run.name)
@@ -103,7 +120,7 @@ def generate_to(
     Raises:
         FileExistsError: a picture is there already.
     """
-    policy = load_policy(model)
+    policy = load_policy(model).to(best_device())
     if lora is not None:
         policy.pipeline.load_lora_weights(lora)
     output.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from diffalign.objectives import objectives
 from diffalign.objectives.base import name_of
 from diffalign.objectives.beta import BetaConvention, canonical_beta
 from diffalign.policy import Policy, load_policy
+from diffalign.policy.precision import DTYPES
 from diffalign.train.checkpoint import CheckpointError, load_checkpoint, newest
 from diffalign.train.config import TrainConfig
 from diffalign.train.finish import evaluate_run, export_run
@@ -168,14 +169,13 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 def make_policy(config: TrainConfig, device: torch.device) -> Policy:
     """Load the policy onto the device, in the recipe's precision (trained weights stay in fp32 at least)."""
-    dtypes = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
     policy = load_policy(
         config.policy.model,
         config.policy.adapter,
         text_length=config.policy.text_length,
         allow_download=config.policy.allow_download,
     )
-    policy.to(device, dtypes[config.precision])
+    policy.to(device, DTYPES[config.precision])
     if config.policy.gradient_checkpointing:
         policy.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
     return policy

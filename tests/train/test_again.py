@@ -8,8 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffalign.policy import load_policy
-from diffalign.train.again import export_again, open_run
+from diffalign.policy import Policy, load_policy
+from diffalign.train import again
+from diffalign.train.again import evaluate_again, export_again, generate_to, open_run
+from diffalign.train.config import TrainConfig
+from diffalign.train.progress import Screen
+from tests.tiny import tiny_folder
 from tests.train.runs import tiny_run
 
 
@@ -35,4 +39,45 @@ def test_an_unfinished_run_is_named(tmp_path: Path) -> None:
     run = tiny_run("sd", tmp_path, tmp_path / "run", "steps=1")
     (run.dir / "export" / "pytorch_lora_weights.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"did not finish.*--resume"):
+        open_run(run.dir)
+
+
+class Seen(Exception):
+    """Ends a test at the place that it watches."""
+
+
+@pytest.mark.parametrize("adapter", ["{rank: 2}", "null"])
+def test_pictures_are_made_on_the_best_device_in_the_runs_precision(
+    adapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_run("sd", tmp_path, tmp_path / "run", "steps=1", f"policy.adapter={adapter}", "precision=bf16")
+
+    def watch(config: TrainConfig, policy: Policy, screen: Screen) -> None:
+        raise Seen(policy.device.type, policy.dtype)
+
+    monkeypatch.setattr(again, "best_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(again, "paired_evaluation", watch)
+    with pytest.raises(Seen) as seen:
+        evaluate_again(run.dir, 2, 2)
+    assert seen.value.args == ("meta", torch.bfloat16)
+
+
+def test_prompts_are_drawn_on_the_best_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def watch(policy: Policy, *others: object) -> None:
+        raise Seen(policy.device.type)
+
+    monkeypatch.setattr(again, "best_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(again, "generate", watch)
+    with pytest.raises(Seen, match="meta"):
+        generate_to(tmp_path / "out", tiny_folder("sd", tmp_path), ["a red circle"], None, 1, 2, 4.0)
+
+
+def test_a_run_of_a_hub_model_may_fetch_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny_run("sd", tmp_path, tmp_path / "run", "steps=1", "policy.allow_download=true")
+
+    def watch(model: str, adapter: object, *, text_length: int, allow_download: bool = False) -> None:
+        raise Seen(allow_download)
+
+    monkeypatch.setattr(again, "load_policy", watch)
+    with pytest.raises(Seen, match="True"):
         open_run(run.dir)
