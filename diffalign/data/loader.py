@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffalign.data.cache import CachedSet, Unit
 from diffalign.data.records import DataError, Kind
+from diffalign.device import send
 
 Collate = Callable[[list[dict[str, Tensor]]], dict[str, Tensor]]
 Ties = Literal["keep", "drop", "soft"]
@@ -51,7 +52,7 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         moved: dict[str, Any] = {name: _move(v, device) for name, v in vars(self).items() if name != "cond"}
-        return Batch(cond={name: v.to(device, non_blocking=True) for name, v in self.cond.items()}, **moved)
+        return Batch(cond={name: send(v, device) for name, v in self.cond.items()}, **moved)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,4 +277,4 @@ def _fp32(value: Tensor) -> Tensor:
 
 
 def _move(value: Tensor | None, device: torch.device | str) -> Tensor | None:
-    return None if value is None else value.to(device, non_blocking=True)
+    return None if value is None else send(value, device)

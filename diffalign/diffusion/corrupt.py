@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from diffalign.device import send
 from diffalign.diffusion.process import Process
 from diffalign.diffusion.timesteps import TimestepSampler
 
@@ -67,7 +68,8 @@ class GaussianNoise:
         self, x0: Tensor, units: Sequence[int], process: Process, timesteps: TimestepSampler
     ) -> Corrupted:
         """Corrupt (N, C, ..., H, W) scaled latents; ``units`` holds the seed of each row's unit."""
-        t = timesteps.times(seeded_uniform([draw_seed("t", u) for u in units]), process).to(x0.device)
+        t = timesteps.times(seeded_uniform([draw_seed("t", u) for u in units]), process)
+        t = send(t, x0.device)
         noise = seeded_noise([draw_seed("noise", u, side) for u, side in self._sides(units)], x0)
         return Corrupted(x_t=process.add_noise(x0, noise, t), t=t, target=process.target(x0, noise, t))
 

@@ -24,7 +24,7 @@ class Process:
     prediction: Prediction
     """What the network returns."""
     alphas_cumprod: Tensor | None = None
-    """(T,) cumulative alphas of a VP process; None for rectified flow."""
+    """(T,) cumulative alphas of a VP process, where training runs; None for rectified flow."""
 
     @property
     def is_flow(self) -> bool:

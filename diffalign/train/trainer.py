@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from diffalign.data.loader import Batch
+from diffalign.device import send
 from diffalign.diffusion.corrupt import draw_seed, seeded_noise
 from diffalign.diffusion.spaces import native_error
 from diffalign.objectives import Denoised
@@ -220,7 +221,7 @@ class Trainer:
         stand_in = Denoised(
             error=batch.weight, ref_error=None, group=batch.group, role=batch.role, t=batch.weight
         )
-        return self.objective.units(stand_in, batch.weight).to(self.accelerator.device, self._dtype)
+        return send(self.objective.units(stand_in, batch.weight).to(self._dtype), self.accelerator.device)
 
     def _time_share(self, t: Tensor) -> Tensor:
         return t if self.policy.process.is_flow else t / self.policy.process.steps
