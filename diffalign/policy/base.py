@@ -236,7 +236,8 @@ class Policy:
             )
             modules = [m for m in (getattr(self.pipeline, n) for n in sorted(names)) if m is not None]
             digest = weights_digest(modules, self.frozen_adapters)
-            self._ids[part] = digest if part == "vae" else f"{digest}-{self.text_length}"
+            empty = "-zeros" if self.family.zero_unconditional(self.pipeline) else ""
+            self._ids[part] = digest if part == "vae" else f"{digest}-{self.text_length}{empty}"
         return self._ids[part]
 
     def base_id(self) -> str:

@@ -42,6 +42,10 @@ class Family(ABC):
     ) -> Tensor:
         """Raw prediction (B, C, h, w) of (B, C, h, w) latents at (B,) model times."""
 
+    def zero_unconditional(self, pipeline: Any) -> bool:
+        """Whether the pipeline samples with zeros, not with the embedding of "", where there is no prompt."""
+        return False
+
     def collate(self, rows: Sequence[Cond]) -> Cond:
         """Stack per-prompt dicts to (B, ...) tensors; SD, SDXL and SD3 use fixed lengths, so nothing is
         padded.

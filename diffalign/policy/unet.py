@@ -51,11 +51,22 @@ class StableDiffusionXL(StableDiffusion):
 
     @torch.no_grad()
     def encode_prompts(self, pipeline: Any, prompts: Sequence[str], text_length: int) -> list[Cond]:
-        """{"text": (77, D1 + D2), "pooled": (D2,)} per prompt."""
+        """{"text": (77, D1 + D2), "pooled": (D2,)} per prompt; zeros for "" where sampling uses zeros.
+
+        Training on dropped prompts then meets the unconditional input that guidance will use.
+        """
         text, _, pooled, _ = pipeline.encode_prompt(
             list(prompts), device=pipeline.text_encoder_2.device, do_classifier_free_guidance=False
         )
-        return split_rows({"text": text, "pooled": pooled})
+        rows = split_rows({"text": text, "pooled": pooled})
+        if not self.zero_unconditional(pipeline):
+            return rows
+        zeros = [{k: torch.zeros_like(v) for k, v in row.items()} for row in rows]
+        return [zero if p == "" else row for p, row, zero in zip(prompts, rows, zeros, strict=True)]
+
+    def zero_unconditional(self, pipeline: Any) -> bool:
+        """See Family."""
+        return bool(pipeline.config.get("force_zeros_for_empty_prompt", False))
 
     def call(
         self, denoiser: nn.Module, x_t: Tensor, time: Tensor, cond: Cond, sizes: Tensor | None

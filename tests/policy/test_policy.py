@@ -307,3 +307,16 @@ def test_scaling_latents_is_undone_by_decoding(shifted: bool, folder: Path) -> N
     latents = torch.randn(2, 8, 8, 8)
     expected = policy.pipeline.vae.decode(latents).sample
     torch.testing.assert_close(policy.decode(policy.scale_latents(latents)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_dropped_prompt_is_the_unconditional_of_sampling(folder: Path) -> None:
+    policy = load_policy(tiny_folder("sdxl", folder))
+    _, negative, _, pooled = policy.pipeline.encode_prompt("a red circle", do_classifier_free_guidance=True)
+    empty, full = policy.encode_prompts(["", "a red circle"])
+    assert torch.equal(empty["text"], negative[0])
+    assert torch.equal(empty["pooled"], pooled[0])
+    assert full["text"].abs().sum() > 0
+    other = load_policy(tiny_folder("sdxl", folder))
+    other.pipeline.register_to_config(force_zeros_for_empty_prompt=False)
+    assert other.encode_prompts([""])[0]["text"].abs().sum() > 0
+    assert other.encoder_id("text") != policy.encoder_id("text"), "or embeddings of the other kind are found"
