@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,8 @@ def export_policy(policy: Policy, folder: Path, *, kohya: bool = False, card: st
 def merge(policy: Policy, folder: Path) -> Path:
     """Save a whole pipeline with the LoRA folded into its weights; loads anywhere without peft.
 
+    The folder appears whole or not at all, and the policy stays as it is.
+
     Raises:
         ValueError: the policy has no LoRA.
         FileExistsError: ``folder`` holds something already.
@@ -93,12 +96,24 @@ def merge(policy: Policy, folder: Path) -> Path:
         raise ValueError("there is no LoRA to merge: full training is exported as it is")
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty: merging never overwrites, choose another folder")
-    pipeline = policy.pipeline
-    denoiser: Any = policy.denoiser
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    setattr(policy.pipeline, policy.family.component, _merged(policy))
+    try:
+        policy.pipeline.save_pretrained(partial)
+    finally:
+        setattr(policy.pipeline, policy.family.component, policy.denoiser)
+    os.replace(partial, folder)
+    return folder
+
+
+def _merged(policy: Policy) -> Any:
+    """Copy of the denoiser with its LoRA folded in."""
+    denoiser: Any = deepcopy(policy.denoiser)
     denoiser.fuse_lora(adapter_names=[*policy.frozen_adapters, ADAPTER])
     denoiser.unload_lora()
-    pipeline.save_pretrained(folder)
-    return folder
+    return denoiser
 
 
 def model_card(title: str, base: str, settings: Mapping[str, Any], table: str, usage: str) -> str:

@@ -132,3 +132,19 @@ def test_kohya_has_the_true_alpha(folder: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="kohya"):
         kohya_state(trained(tiny_folder("sd3", folder), {"rank": 4}))
+
+
+def test_a_merge_that_fails_can_be_done_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = trained(tiny_folder("sd", folder), {"rank": 4, "alpha": 8})
+    before = policy.generate(["a red circle"], [3], steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(policy.pipeline.vae), "save_pretrained", None)
+        with pytest.raises(TypeError):
+            merge(policy, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    merge(policy, tmp_path / "merged")
+    assert torch.equal(policy.generate(["a red circle"], [3], steps=2), before)
+    merged = load_policy(str(tmp_path / "merged")).generate(["a red circle"], [3], steps=2)
+    torch.testing.assert_close(merged, before, rtol=0, atol=1e-3)
