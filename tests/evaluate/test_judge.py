@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffalign.evaluate.judge import Evaluation, Judge, evaluate_pictures, load_judges, obedience, score
+from diffalign.evaluate.judge import (
+    Evaluation,
+    Judge,
+    _diversity,
+    evaluate_pictures,
+    load_judges,
+    obedience,
+    score,
+)
 from diffalign.evaluate.report import load_report, write_report
 from diffalign.evaluate.stats import base_sd
 from diffalign.world.grammar import Prompt, single_prompts
@@ -101,3 +109,16 @@ def test_report_says_whose_diversity_and_counts_gains_in_the_spread_of_the_base(
     assert report["diversity"]["model"]["pixel_distance"] == 0 < report["diversity"]["base"]["pixel_distance"]
     gain = (9 * base + 1).mean()
     assert report["comparisons"][0]["mean_gain_sd"] == pytest.approx(gain / base_sd(base))
+
+
+def test_pictures_of_one_colour_have_a_diversity_too() -> None:
+    black_and_white = torch.stack([torch.zeros(3, 64, 64), torch.full((3, 64, 64), 255.0)])[None].byte()
+    assert _diversity(black_and_white)["vendi"] == pytest.approx(2.0, abs=1e-3)  # opposite, not alike
+    assert _diversity(torch.zeros(1, 2, 3, 64, 64, dtype=torch.uint8))["vendi"] == pytest.approx(1.0)
+    grey = torch.tensor([127, 128], dtype=torch.uint8).repeat(1, 2, 3, 64, 32)  # shrinks to 0.5 exactly
+    assert _diversity(grey)["vendi"] == pytest.approx(1.0)
+
+
+def test_vendi_sees_the_difference_between_shapes() -> None:
+    _, base, _ = paired(6, 4)
+    assert _diversity(base)["vendi"] > 1.4

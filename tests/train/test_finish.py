@@ -31,7 +31,7 @@ def world_recipe(folder: Path, output: Path) -> dict[str, Any]:
     content = recipe("sd", folder, output)
     content["data"] |= {"path": None, "world": {"images": 8, "per_prompt": 2, "careless": 1.0}}
     content["evaluate"] = {"prompts": 2, "seeds": 2, "steps": 2, "judges": ["tests.tiny:Brightness"]}
-    # Votes are random, as an untrained model draws nothing to vote on; two steps at this rate change pictures.
+    # Votes are random, as an untrained model draws nothing to vote on; two such steps change pictures.
     return content | {"steps": 2, "batch": 2, "ema": 0.0, "optim": {"learning_rate": 0.1}}
 
 
