@@ -299,8 +299,9 @@ class _Builder:
 def _read(image: ImageSource) -> bytes:
     try:
         return image.read()
-    except OSError as error:
-        raise BadImageError(image.where, f"cannot be read ({error.strerror or error})") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte, a rotten parquet page
+        reason = getattr(error, "strerror", None) or error
+        raise BadImageError(image.where, f"cannot be read ({reason})") from error
 
 
 def _silent(what: str, done: int, total: int) -> None:
