@@ -31,6 +31,16 @@ def test_help_has_an_example(command: str) -> None:
     [
         (["train"], "name a recipe"),
         (["train", "nothing.yaml"], "nothing.yaml"),
+        (["train", "--dry-run"], "name a recipe"),
+        (["train", "steps=2"], "name a recipe"),
+        (["train", "shapes-unt-dpo"], "did you mean 'shapes-unet-dpo'?"),
+        (["train", "shapes-unet-dpo", "--resume", "outputs/r"], "leave out 'shapes-unet-dpo'"),
+        (["train", "--resume", "outputs/r", "--dry-run"], "give outputs/r/config.yaml"),
+        (["generate", "samples/shapes/unet", "--prompt", "x", "--seeds", "0"], "'--seeds'"),
+        (["bench", "train", "--steps", "0"], "'--steps'"),
+        (["export", "run", "--output", "x", "--merge", "--kohya"], "export twice"),
+        (["options", "objectiv"], "did you mean 'objective'?"),
+        (["options", "data.wrld"], "did you mean 'data.world'?"),
         (["train", "shapes-unet-dpo", "optim.lerning_rate=1"], "did you mean 'learning_rate'?"),
         (["train", "shapes-unet-dpo", "precision=bf6"], "did you mean 'bf16'?"),
         (["train", "shapes-unet-dpo", "objective.gamma=1"], "unknown key 'objective.gamma'"),
@@ -80,6 +90,22 @@ def test_options_explain_every_field() -> None:
         lines = runner.invoke(app, ["options", block]).output.splitlines()
         assert lines
         assert all(line.strip() for line in lines)
+
+
+def test_options_list_every_choice() -> None:
+    named = runner.invoke(app, ["options", "objective"]).output
+    assert all(f"objective.{name}\n" in named for name in ("dpo", "sft"))
+    times = runner.invoke(app, ["options", "timesteps"]).output
+    assert "timesteps.low" in times
+    assert "one of logit_normal" in times
+
+
+def test_overrides_after_resume_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr("diffalign.train.align.align", lambda *given, resume: asked.append((given, resume)))
+    runner.invoke(app, ["train", "--resume", "out/r", "steps=2", "ema=0"], catch_exceptions=False)
+    runner.invoke(app, ["train", "steps=2", "--resume", "out/r"], catch_exceptions=False)
+    assert asked == [(("", "steps=2", "ema=0"), Path("out/r")), (("", "steps=2"), Path("out/r"))]
 
 
 def test_score_prints_a_line_a_picture(tmp_path: Path) -> None:
