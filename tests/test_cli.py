@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 from diffalign.cli import app
-from diffalign.demo import set_aside
+from diffalign.demo import demo, set_aside
+from diffalign.train.align import load_recipe
+from diffalign.train.config import TrainConfig
 from diffalign.world.grammar import single_prompts
 from diffalign.world.shapes import draw
 from tests.tiny import tiny_folder
@@ -132,6 +135,38 @@ def test_an_older_demo_is_set_aside(tmp_path: Path) -> None:
     for i in range(2):
         (tmp_path / "demo").mkdir()
         (tmp_path / "demo" / "note").write_text(str(i))
+        (tmp_path / "demo" / "config.yaml").touch()
         set_aside(tmp_path / "demo")
     assert (tmp_path / "demo.1" / "note").read_text() == "0"
     assert (tmp_path / "demo.2" / "note").read_text() == "1"
+
+
+def test_a_demo_never_moves_what_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").touch()
+    (tmp_path / "file").touch()
+    for name in ("thesis", "file"):
+        result = runner.invoke(app, ["demo", "--output", str(tmp_path / name)])
+        assert result.exit_code == 2
+        assert "is no run folder: choose another --output" in " ".join(result.output.split())
+    assert (tmp_path / "thesis" / "chapter.tex").exists()
+    (tmp_path / "empty").mkdir()
+    set_aside(tmp_path / "empty")
+    assert (tmp_path / "empty").is_dir()
+
+
+@pytest.mark.parametrize(("taste", "trained_on"), [("large", 1), ("dark", 0)])
+def test_the_demo_trains_and_judges_by_its_taste(
+    taste: str, trained_on: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs: list[TrainConfig] = []
+    monkeypatch.setattr(
+        "diffalign.train.align.align", lambda path, *changes: configs.append(load_recipe(path, changes))
+    )
+    assert demo(str(tmp_path / "d"), taste, Console(quiet=True)) == tmp_path / "d"
+    (config,) = configs
+    assert config.output == str(tmp_path / "d")
+    assert config.data.world is not None
+    assert config.data.world.taste == taste
+    assert config.evaluate.judges == (f"shapes-{taste}",)
+    assert len(config.evaluate.trained_on) == trained_on
