@@ -27,19 +27,17 @@ def evaluation_prompts(config: TrainConfig, part: Part) -> list[str]:
     """Prompts that choose checkpoints ("select") and prompts that are reported ("report"); they never meet.
 
     A prompt file is split by hash, 30 to 70. In the shapes world the held-out prompts are all reported, and
-    those that
-    select are training prompts beyond the ones that were voted on.
+    those that select are training prompts that are not voted on.
     """
     if config.evaluate.prompt_file is not None:
         every = [p.prompt for p in read_prompts(asset(config.evaluate.prompt_file))]
         return [p for p in every if part_of(p) == part]
-    from diffalign.world.votes import world_prompts
+    from diffalign.world.votes import training_prompts, world_prompts
 
     world = config.data.world or WorldConfig()
     if part == "report":
         return [str(p) for p in world_prompts(world.taste, 1000, "heldout")]
-    voted = world.images // world.per_prompt
-    return [str(p) for p in world_prompts(world.taste, 1000, "train", world.seed)[voted:]]
+    return [str(p) for p in training_prompts(world)[1]]
 
 
 def export_run(trainer: Trainer, screen: Screen) -> None:

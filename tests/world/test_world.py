@@ -234,6 +234,20 @@ def test_votes_are_for_the_picture_that_is_liked_better() -> None:
     assert {r.values for r in records} == {(0.0, 1.0)}
 
 
+def test_a_taste_with_few_prompts_says_that_it_makes_fewer_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def generate_base(policy: object, prompts: list[str], seeds: list[int], *rest: object) -> Tensor:
+        return torch.zeros(len(prompts), len(seeds), 3, 64, 64, dtype=torch.uint8)
+
+    monkeypatch.setattr(votes, "generate_base", generate_base)
+    world_records(cast(Any, None), WorldConfig(taste="warm", images=240, per_prompt=2), tmp_path)
+    assert "only 160 pictures are made" in caplog.text
+    caplog.clear()
+    world_records(cast(Any, None), WorldConfig(taste="warm", images=7, per_prompt=2), tmp_path)
+    assert caplog.text == ""
+
+
 def test_votes_are_cast_on_training_prompts_with_seeds_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
