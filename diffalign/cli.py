@@ -193,7 +193,7 @@ def evaluate(
 ) -> None:
     """Evaluate a run's exported weights again, against its base.
 
-    Example: diffalign evaluate outputs/shapes-unet-dpo --prompts 200
+    Example: diffalign evaluate outputs/shapes-unet-dpo --seeds 8
     """
     from diffalign.train.again import evaluate_again
 

@@ -19,6 +19,7 @@ from diffalign.data.transform import Transform
 from diffalign.objectives import Objective, objectives
 from diffalign.policy import Policy
 from diffalign.train.config import TrainConfig
+from diffalign.train.finish import warn_of_overlap
 from diffalign.train.progress import Screen
 
 
@@ -114,6 +115,8 @@ def build_loader(
     screen.say(f"data        {cached.report.summary()}")
     for where, reason in cached.report.bad[:20]:
         screen.say(f"skipped     {where}: {reason}")
+    if accelerator.is_main_process and config.evaluate.prompts:
+        warn_of_overlap(config, cached.captions)
     options = LoaderOptions(
         batch=config.batch // config.accumulate,
         seed=config.seed,

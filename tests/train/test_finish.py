@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diffalign.bench import bench
+from diffalign.config import ConfigError
 from diffalign.evaluate.generate import Sampling, generate
 from diffalign.evaluate.prompts import part_of
 from diffalign.evaluate.report import load_report
+from diffalign.train import finish
 from diffalign.train.again import evaluate_again, gallery_again, open_run
 from diffalign.train.align import Run, align, load_recipe
 from diffalign.train.config import EvaluateConfig, TrainConfig, WorldConfig
@@ -22,7 +25,7 @@ from diffalign.train.progress import Screen
 from diffalign.world.grammar import is_heldout, parse
 from diffalign.world.raters import TASTES
 from diffalign.world.votes import training_prompts, world_prompts
-from tests.train.runs import recipe
+from tests.train.runs import recipe, records
 
 QUIET = Screen(False, 1, 1, 1)
 
@@ -78,6 +81,39 @@ def test_a_run_is_evaluated_and_shown_again(run: Run, tmp_path: Path) -> None:
     assert page.read_text().count("data:image/png") == 4  # one prompt, two seeds, two models
     with pytest.raises(FileExistsError):
         gallery_again(run.dir, page, 1)
+
+
+def test_fewer_prompts_than_asked_for_are_said_and_named(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = evaluation_prompts(open_run(run.dir)[0], "report")[:4]
+    monkeypatch.setattr(finish, "evaluation_prompts", lambda config, part: few)
+    assert evaluate_again(run.dir, prompts=5, seeds=0).name == "report-4x2.json"
+    assert "4 prompts to report on, not the 5 asked for" in caplog.text
+
+
+def test_prompts_that_are_trained_on_are_said_and_select_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = records()
+    spoken = [r.prompt.upper() + " " for r in given]
+    (tmp_path / "p.txt").write_text("\n".join([*spoken, "another", "and one more", "some other"]))
+    content = recipe("sd", tmp_path, tmp_path / "run") | {"steps": 1, "validate": {"every": 1}}
+    content["evaluate"] = {"prompts": 2, "seeds": 2, "steps": 1, "judges": ["tests.tiny:Brightness"]}
+    content["evaluate"] |= {"prompt_file": str(tmp_path / "p.txt")}
+    options = load_recipe(content)
+    captions = {r.prompt for r in given}
+    all_of_them = evaluation_prompts(options, "select")
+    kept = evaluation_prompts(options, "select", captions)
+    assert 0 < len(kept) < len(all_of_them)
+    assert not {p.lower().strip() for p in kept} & captions
+    assert evaluation_prompts(options, "report", captions) == evaluation_prompts(options, "report")
+    run = align(content, records=given)
+    assert Image.open(run.dir / "samples" / "step-000001.png").height == 64 * len(kept)
+    assert "2 of the 2 prompts that will be reported are training captions too" in caplog.text
+    (tmp_path / "p.txt").write_text("\n".join(spoken))
+    with pytest.raises(ConfigError, match=r"all prompts to select.*validate.every=0"):
+        align(content, records=given)
 
 
 def test_bench_measures_phases(tmp_path: Path) -> None:
