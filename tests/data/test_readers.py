@@ -16,6 +16,7 @@ from diffalign.data.readers import detect
 from scorers.registry import RegistryError
 from tests.data.data_helpers import pair, picture
 
+SAMPLES = Path(__file__).parents[2] / "samples" / "preferences"
 PAIRS = [
     replace(pair(i, p), rater=str(i), models=("old", "new")) for i, p in enumerate((1.0, 0.0, 1.0, 0.5, 0.0))
 ]
@@ -67,6 +68,16 @@ def test_written_records_are_recognised_and_read_back(
     assert [content(r) for r in found] == [content(r, swapped) for r in records]
     assert all(str(tmp_path / name) in r.source or str(tmp_path) in r.source for r in found)
     assert [content(r) for r in read(tmp_path / name, format, max_pairs=2)] == [content(r) for r in found[:2]]
+
+
+@pytest.mark.parametrize(
+    "name", ["folder", "folder_wl", "hpdv2", "hpdv2/train.json", "pickapic", "votes/votes.jsonl"]
+)
+def test_samples_are_recognised(name: str) -> None:
+    assert detect(SAMPLES / name) == name.partition("/")[0]
+    records = read(SAMPLES / name)
+    assert len(records) == 200
+    assert records[0].images[0].read()
 
 
 def test_every_reader_is_found_and_says_what_it_reads() -> None:
