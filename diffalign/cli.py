@@ -295,7 +295,10 @@ def gallery(
 
 @recipes_app.command("list")
 def recipes_list() -> None:
-    """List the packaged recipes."""
+    """List the packaged recipes.
+
+    Example: diffalign recipes list
+    """
     from diffalign.recipes import recipes
 
     for name, line in recipes():
@@ -329,7 +332,10 @@ def options(block: Annotated[str, typer.Argument(help="optim, data.world, object
 
 @scorers_app.command("list")
 def scorers_list() -> None:
-    """List the scorers that this installation knows."""
+    """List the scorers that this installation knows.
+
+    Example: diffalign scorers list
+    """
     import scorers
 
     for name in scorers.names():
@@ -358,7 +364,10 @@ def bench_train(
 
 @app.command()
 def doctor() -> None:
-    """Show versions, devices and attention backends, and what is wrong."""
+    """Show versions, devices and attention backends, and what is wrong.
+
+    Example: diffalign doctor
+    """
     from diffalign import doctor as doctors
 
     findings = doctors.inspect()

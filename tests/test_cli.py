@@ -19,12 +19,23 @@ from diffalign.world.shapes import draw
 from tests.tiny import tiny_folder
 
 COMMANDS = ["demo", "train", "cache", "generate", "score", "evaluate", "gallery", "export", "options"]
+COMMANDS += ["doctor", "recipes list", "recipes copy", "scorers list", "bench train"]
 runner = CliRunner()
+
+
+def test_every_command_is_tried_for_help() -> None:
+    groups = {"": app} | {f"{g.name} ": g.typer_instance for g in app.registered_groups}
+    found = [
+        prefix + (command.name or command.callback.__name__)
+        for prefix, group in groups.items()
+        for command in group.registered_commands
+    ]
+    assert sorted(found) == sorted(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example(command: str) -> None:
-    result = runner.invoke(app, [command, "--help"])
+    result = runner.invoke(app, [*command.split(), "--help"])
     assert result.exit_code == 0
     assert "Example: diffalign" in " ".join(result.output.split())
 
