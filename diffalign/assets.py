@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 PACKAGED = Path(__file__).parent / "assets"
@@ -44,7 +45,11 @@ def recipe(name: str | Path) -> Path:
             continue
         if found.is_file():
             return found
-    raise FileNotFoundError(f"no recipe at {str(name)!r}; packaged ones are {', '.join(recipes()) or 'none'}")
+    near = difflib.get_close_matches(path.name.removesuffix(".yaml"), recipes(), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise FileNotFoundError(
+        f"no recipe at {str(name)!r}; packaged ones are {', '.join(recipes()) or 'none'}{hint}"
+    )
 
 
 def recipes() -> list[str]:

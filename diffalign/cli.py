@@ -89,7 +89,9 @@ def demo(
 def train(
     recipe: Recipe = "",
     overrides: Overrides = None,
-    processes: Annotated[int, typer.Option(help="start so many processes through accelerate's launcher")] = 1,
+    processes: Annotated[
+        int, typer.Option(min=1, help="start so many processes through accelerate's launcher")
+    ] = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print passes, parameters and memory, and stop")
     ] = False,
@@ -97,23 +99,43 @@ def train(
 ) -> None:
     """Train on preferences and evaluate.
 
-    Example: diffalign train shapes-unet-dpo optim.learning_rate=3e-4
+    Example: diffalign train shapes-unet-dpo optim.learning_rate=3e-4, and to go on: --resume outputs/RUN
     """
     set_up_logging()
     with one_clear_line():
+        path, changes = recipe_and_overrides(recipe, overrides or [], resume)
         if dry_run:
             from diffalign.train.align import plan_only
 
-            typer.echo("\n".join(plan_only(recipe_path(recipe), overrides or [], processes)))
+            if resume is not None:
+                raise ValueError(f"--dry-run plans a recipe: give {resume}/config.yaml instead of --resume")
+            typer.echo("\n".join(plan_only(path, changes, processes)))
             return
         if processes > 1:
-            launch(processes, [recipe, *(overrides or []), *(["--resume", str(resume)] if resume else [])])
+            launch(processes, [path, *changes, *(["--resume", str(resume)] if resume else [])])
             return
         from diffalign.train.align import align
 
-        if not recipe and resume is None:
-            raise ValueError("name a recipe (diffalign recipes list), or --resume a run folder")
-        align(recipe_path(recipe), *(overrides or []), resume=resume)
+        align(path, *changes, resume=resume)
+
+
+def recipe_and_overrides(recipe: str, overrides: list[str], resume: Path | None) -> tuple[str, list[str]]:
+    """Tell the recipe's path from overrides; with ``resume`` there is no recipe, as the run has its own.
+
+    Raises:
+        ValueError: no recipe, or one beside ``resume``.
+        FileNotFoundError: no such recipe.
+    """
+    given = [recipe] if "=" in recipe and not Path(recipe).exists() else []
+    if resume is None and (given or not recipe):
+        raise ValueError("name a recipe (diffalign recipes list), or --resume a run folder")
+    if resume is None:
+        return recipe_path(recipe), overrides
+    if recipe and not given:
+        raise ValueError(
+            f"--resume goes on with the recipe of {resume}: leave out {recipe!r}; options change by key=value"
+        )
+    return "", given + overrides
 
 
 def launch(processes: int, arguments: list[str]) -> None:
@@ -146,9 +168,14 @@ def launch(processes: int, arguments: list[str]) -> None:
 
 
 def recipe_path(recipe: str) -> str:
-    """Path of a recipe that may be given by its bare name."""
-    bare = bool(recipe) and not recipe.endswith((".yaml", ".yml"))
-    return f"training/recipes/{recipe}.yaml" if bare and not Path(recipe).exists() else recipe
+    """Path of a recipe that may be given by its bare name.
+
+    Raises:
+        FileNotFoundError: no such recipe; the message lists those that are packaged.
+    """
+    from diffalign import assets
+
+    return str(assets.recipe(recipe))
 
 
 def train_main() -> None:
@@ -161,12 +188,12 @@ def train_main() -> None:
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="run folder")],
-    prompts: Annotated[int, typer.Option(help="held-out prompts; 0 = as in the recipe")] = 0,
-    seeds: Annotated[int, typer.Option(help="pictures of each prompt; 0 = as in the recipe")] = 0,
+    prompts: Annotated[int, typer.Option(min=0, help="held-out prompts; 0 = as in the recipe")] = 0,
+    seeds: Annotated[int, typer.Option(min=0, help="pictures of each prompt; 0 = as in the recipe")] = 0,
 ) -> None:
     """Evaluate a run's exported weights again, against its base.
 
-    Example: diffalign evaluate outputs/shapes-unet-dpo --prompts 200
+    Example: diffalign evaluate outputs/shapes-unet-dpo --seeds 8
     """
     from diffalign.train.again import evaluate_again
 
@@ -180,9 +207,9 @@ def generate(
     model: Annotated[str, typer.Argument(help="diffusers folder")],
     prompt: Annotated[list[str], typer.Option(help="prompt; may be given several times")],
     lora: Annotated[str | None, typer.Option(help="LoRA folder to load")] = None,
-    seeds: Annotated[int, typer.Option(help="pictures of each prompt")] = 4,
+    seeds: Annotated[int, typer.Option(min=1, help="pictures of each prompt")] = 4,
     output: Annotated[Path, typer.Option(help="folder for the pictures")] = Path("outputs/pictures"),
-    steps: Annotated[int, typer.Option(help="sampling steps")] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="sampling steps")] = 20,
     guidance: Annotated[float, typer.Option(help="classifier-free guidance")] = 4.0,
 ) -> None:
     """Make pictures.
@@ -230,6 +257,10 @@ def export(
     from diffalign.train.again import export_again
 
     with one_clear_line():
+        if merge and kohya:
+            raise ValueError(
+                "--merge folds the LoRA away that --kohya would write: export twice, each to its folder"
+            )
         typer.echo(export_again(run, output, merge, kohya))
 
 
@@ -250,7 +281,7 @@ def cache(recipe: Recipe, overrides: Overrides = None) -> None:
 def gallery(
     run: Annotated[Path, typer.Argument(help="run folder that was evaluated")],
     output: Annotated[Path, typer.Option(help="HTML file")],
-    prompts: Annotated[int, typer.Option(help="show so many prompts; 0 = as in the recipe")] = 0,
+    prompts: Annotated[int, typer.Option(min=0, help="show so many prompts; 0 = as in the recipe")] = 0,
 ) -> None:
     """Write the gallery of a run once more, from its exported weights.
 
@@ -264,7 +295,10 @@ def gallery(
 
 @recipes_app.command("list")
 def recipes_list() -> None:
-    """List the packaged recipes."""
+    """List the packaged recipes.
+
+    Example: diffalign recipes list
+    """
     from diffalign.recipes import recipes
 
     for name, line in recipes():
@@ -298,7 +332,10 @@ def options(block: Annotated[str, typer.Argument(help="optim, data.world, object
 
 @scorers_app.command("list")
 def scorers_list() -> None:
-    """List the scorers that this installation knows."""
+    """List the scorers that this installation knows.
+
+    Example: diffalign scorers list
+    """
     import scorers
 
     for name in scorers.names():
@@ -309,7 +346,7 @@ def scorers_list() -> None:
 def bench_train(
     recipe: Recipe = "shapes-unet-dpo",
     overrides: Overrides = None,
-    steps: Annotated[int, typer.Option(help="measured steps, after 3 for warming up")] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="measured steps, after 3 for warming up")] = 20,
     yardstick: Annotated[
         bool, typer.Option(help="also time the usual script: VAE and text encoder in the loop")
     ] = True,
@@ -327,7 +364,10 @@ def bench_train(
 
 @app.command()
 def doctor() -> None:
-    """Show versions, devices and attention backends, and what is wrong."""
+    """Show versions, devices and attention backends, and what is wrong.
+
+    Example: diffalign doctor
+    """
     from diffalign import doctor as doctors
 
     findings = doctors.inspect()

@@ -26,6 +26,7 @@ def demo(output: str = "outputs/demo", taste: str = "large", console: Console | 
 
     Raises:
         ValueError: no such taste.
+        FileExistsError: there is something at ``output`` that is no run.
     """
     from diffalign.train.align import align
     from diffalign.world.raters import named_rater
@@ -46,9 +47,15 @@ def demo(output: str = "outputs/demo", taste: str = "large", console: Console | 
 
 
 def set_aside(folder: Path) -> None:
-    """Rename an existing folder to folder.1, folder.2, ..."""
-    if not folder.exists():
+    """Rename an existing run folder to folder.1, folder.2, ...; an empty one stays.
+
+    Raises:
+        FileExistsError: it is no run folder, so it may be anything of the user's.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
+    if not any((folder / name).is_file() for name in ("config.yaml", "report.json")):
+        raise FileExistsError(f"{folder} exists and is no run folder: choose another --output")
     i = 1
     while folder.with_name(f"{folder.name}.{i}").exists():
         i += 1

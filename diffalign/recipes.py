@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shutil
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 from diffalign.assets import asset
 from diffalign.config import ConfigError
 from diffalign.objectives import objectives
-from diffalign.options import options_of
+from diffalign.options import join_key, options_of
 from diffalign.train.config import TrainConfig
 
 
@@ -39,28 +40,49 @@ def copy_recipe(name: str, to: Path) -> Path:
 def option_lines(block: str) -> list[str]:
     """Lines on each option of a block such as optim, data.world or objective.dpo; on all of them for "".
 
+    The block ``objective`` gives the names of all objectives.
+
     Raises:
-        ConfigError: no such block.
+        ConfigError: no such block; the message suggests the nearest.
     """
-    return [f"{o.key} = {o.default}   ({o.takes})\n    {o.help}" for o in options_of(_block(block), block)]
+    if block == "objective":
+        return [f"objective.{n}\n    {_first_line(objectives.get(n))}" for n in objectives.names()]
+    found = _classes(block)
+    lines = []
+    for cls in found:
+        lines += [f"{block}: {_first_line(cls)}"] if len(found) > 1 else []
+        lines += [f"{o.key} = {o.default}   ({o.takes})\n    {o.help}" for o in options_of(cls, block)]
+    return lines
 
 
-def _block(block: str) -> type[Any]:
-    cls: type[Any] = TrainConfig
+def _classes(block: str) -> list[type[Any]]:
+    """Dataclasses that a block can be; several where its ``name`` decides."""
     parts = block.split(".") if block else []
-    for i, part in enumerate(parts):
-        if parts[:i] == ["objective"]:
-            return objectives.get(part)
-        inner = [t for t in _dataclasses(get_type_hints(cls).get(part))]
-        if not inner:
-            raise ConfigError(f"no block {block!r}; blocks are {', '.join(_blocks())}, objective.NAME")
-        cls = inner[0]
-    return cls
+    if len(parts) == 2 and parts[0] == "objective":
+        return [objectives.get(parts[1])]
+    found: list[type[Any]] = [TrainConfig]
+    for part in parts:
+        found = [inner for cls in found for inner in _dataclasses(get_type_hints(cls).get(part))]
+    if not found:
+        known = ["objective", *(f"objective.{n}" for n in objectives.names()), *_blocks(TrainConfig, "")]
+        near = difflib.get_close_matches(block, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"no block {block!r}; blocks are {', '.join(known)}{hint}")
+    return found
 
 
-def _blocks() -> list[str]:
-    hints = get_type_hints(TrainConfig)
-    return [name for name, hint in hints.items() if _dataclasses(hint) and name != "objective"]
+def _blocks(cls: type[Any], prefix: str) -> list[str]:
+    """Keys of the blocks in a dataclass, at any depth, objectives aside."""
+    found = []
+    for name, hint in get_type_hints(cls).items():
+        inner = [] if name == "objective" else _dataclasses(hint)
+        key = join_key(prefix, name)
+        found += [key] * bool(inner) + [k for c in inner for k in _blocks(c, key)]
+    return found
+
+
+def _first_line(cls: type[Any]) -> str:
+    return (cls.__doc__ or "").strip().split("\n", 1)[0]
 
 
 def _dataclasses(hint: Any) -> list[type[Any]]:

@@ -33,9 +33,13 @@ class Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = _resolvers({})
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Refuse a key that is given twice: the first would be lost without a word."""
+        """Refuse a key that is no name, or is given twice: the first would be lost without a word."""
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key is a list or a block; it must be a name", key.start_mark
+                )
             if key.value in seen and key.value != "<<":
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key.value!r} is given twice; keep one", key.start_mark

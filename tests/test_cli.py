@@ -7,21 +7,35 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 from diffalign.cli import app
-from diffalign.demo import set_aside
+from diffalign.demo import demo, set_aside
+from diffalign.train.align import load_recipe
+from diffalign.train.config import TrainConfig
 from diffalign.world.grammar import single_prompts
 from diffalign.world.shapes import draw
 from tests.tiny import tiny_folder
 
 COMMANDS = ["demo", "train", "cache", "generate", "score", "evaluate", "gallery", "export", "options"]
+COMMANDS += ["doctor", "recipes list", "recipes copy", "scorers list", "bench train"]
 runner = CliRunner()
+
+
+def test_every_command_is_tried_for_help() -> None:
+    groups = {"": app} | {f"{g.name} ": g.typer_instance for g in app.registered_groups}
+    found = [
+        prefix + (command.name or command.callback.__name__)
+        for prefix, group in groups.items()
+        for command in group.registered_commands
+    ]
+    assert sorted(found) == sorted(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example(command: str) -> None:
-    result = runner.invoke(app, [command, "--help"])
+    result = runner.invoke(app, [*command.split(), "--help"])
     assert result.exit_code == 0
     assert "Example: diffalign" in " ".join(result.output.split())
 
@@ -31,6 +45,16 @@ def test_help_has_an_example(command: str) -> None:
     [
         (["train"], "name a recipe"),
         (["train", "nothing.yaml"], "nothing.yaml"),
+        (["train", "--dry-run"], "name a recipe"),
+        (["train", "steps=2"], "name a recipe"),
+        (["train", "shapes-unt-dpo"], "did you mean 'shapes-unet-dpo'?"),
+        (["train", "shapes-unet-dpo", "--resume", "outputs/r"], "leave out 'shapes-unet-dpo'"),
+        (["train", "--resume", "outputs/r", "--dry-run"], "give outputs/r/config.yaml"),
+        (["generate", "samples/shapes/unet", "--prompt", "x", "--seeds", "0"], "'--seeds'"),
+        (["bench", "train", "--steps", "0"], "'--steps'"),
+        (["export", "run", "--output", "x", "--merge", "--kohya"], "export twice"),
+        (["options", "objectiv"], "did you mean 'objective'?"),
+        (["options", "data.wrld"], "did you mean 'data.world'?"),
         (["train", "shapes-unet-dpo", "optim.lerning_rate=1"], "did you mean 'learning_rate'?"),
         (["train", "shapes-unet-dpo", "precision=bf6"], "did you mean 'bf16'?"),
         (["train", "shapes-unet-dpo", "objective.gamma=1"], "unknown key 'objective.gamma'"),
@@ -82,6 +106,22 @@ def test_options_explain_every_field() -> None:
         assert all(line.strip() for line in lines)
 
 
+def test_options_list_every_choice() -> None:
+    named = runner.invoke(app, ["options", "objective"]).output
+    assert all(f"objective.{name}\n" in named for name in ("dpo", "sft"))
+    times = runner.invoke(app, ["options", "timesteps"]).output
+    assert "timesteps.low" in times
+    assert "one of logit_normal" in times
+
+
+def test_overrides_after_resume_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr("diffalign.train.align.align", lambda *given, resume: asked.append((given, resume)))
+    runner.invoke(app, ["train", "--resume", "out/r", "steps=2", "ema=0"], catch_exceptions=False)
+    runner.invoke(app, ["train", "steps=2", "--resume", "out/r"], catch_exceptions=False)
+    assert asked == [(("", "steps=2", "ema=0"), Path("out/r")), (("", "steps=2"), Path("out/r"))]
+
+
 def test_score_prints_a_line_a_picture(tmp_path: Path) -> None:
     prompt = single_prompts("train")[0]
     picture = (draw([prompt], np.random.default_rng(0))[0] * 255).byte().permute(1, 2, 0).numpy()
@@ -106,6 +146,38 @@ def test_an_older_demo_is_set_aside(tmp_path: Path) -> None:
     for i in range(2):
         (tmp_path / "demo").mkdir()
         (tmp_path / "demo" / "note").write_text(str(i))
+        (tmp_path / "demo" / "config.yaml").touch()
         set_aside(tmp_path / "demo")
     assert (tmp_path / "demo.1" / "note").read_text() == "0"
     assert (tmp_path / "demo.2" / "note").read_text() == "1"
+
+
+def test_a_demo_never_moves_what_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").touch()
+    (tmp_path / "file").touch()
+    for name in ("thesis", "file"):
+        result = runner.invoke(app, ["demo", "--output", str(tmp_path / name)])
+        assert result.exit_code == 2
+        assert "is no run folder: choose another --output" in " ".join(result.output.split())
+    assert (tmp_path / "thesis" / "chapter.tex").exists()
+    (tmp_path / "empty").mkdir()
+    set_aside(tmp_path / "empty")
+    assert (tmp_path / "empty").is_dir()
+
+
+@pytest.mark.parametrize(("taste", "trained_on"), [("large", 1), ("dark", 0)])
+def test_the_demo_trains_and_judges_by_its_taste(
+    taste: str, trained_on: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs: list[TrainConfig] = []
+    monkeypatch.setattr(
+        "diffalign.train.align.align", lambda path, *changes: configs.append(load_recipe(path, changes))
+    )
+    assert demo(str(tmp_path / "d"), taste, Console(quiet=True)) == tmp_path / "d"
+    (config,) = configs
+    assert config.output == str(tmp_path / "d")
+    assert config.data.world is not None
+    assert config.data.world.taste == taste
+    assert config.evaluate.judges == (f"shapes-{taste}",)
+    assert len(config.evaluate.trained_on) == trained_on

@@ -209,6 +209,8 @@ def test_a_class_of_another_kind_is_refused():
     [
         ("model: a\nmodel: b\n", "line 2 column 1: key 'model' is given twice"),
         ("optim: {fused: true, fused: false}", "key 'fused' is given twice"),
+        ("{[a]: 1}", "line 1 column 2: a key is a list or a block"),
+        ("optim: {{a: 1}: 1}", "a key is a list or a block"),
         ("model: [a\n", "line 2"),
         ("- a\n", "the recipe is ['a']; it takes a block"),
         ("model: !!python/name:os.system\n", "could not determine a constructor"),

@@ -22,7 +22,9 @@ assert Path(diffalign.__file__).is_relative_to(home) and Path(scorers.__file__).
 for name in ("training/recipes/shapes-unet-dpo.yaml", "samples/shapes/unet/model_index.json"):
     assert asset(name).is_relative_to(home), asset(name)
 from diffalign.cli import app
-app(["train", "shapes-unet-dpo", "--dry-run"])
+app(["train", "shapes-unet-dpo", "--dry-run"], standalone_mode=False)
+small = ["steps=1", "data.world.images=8", "data.world.per_prompt=2", "output=run"]
+app(["train", "shapes-unet-dpo", *small, "evaluate.prompts=2", "evaluate.seeds=2", "evaluate.steps=10"])
 """
 
 
@@ -44,3 +46,5 @@ def test_the_wheel_works_from_another_folder(tmp_path: Path) -> None:
     run(*pip, "install", "--no-deps", "-q", "--target", str(home), str(wheel), cwd=elsewhere)
     out = run(sys.executable, "-c", CHECK, str(home), cwd=elsewhere, PYTHONPATH=str(home))
     assert "186,368 parameters trained" in out
+    assert (elsewhere / "run" / "report.json").is_file()
+    assert (elsewhere / "run" / "gallery.html").is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,14 @@ def _sdxl(vae: Any) -> Any:
         unet=unet,
         scheduler=EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
     )
+
+
+class Brightness:
+    """A judge of any picture, ``tests.tiny:Brightness``; world judges see nothing in an untrained model's."""
+
+    def score_tensor(self, x01: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        return x01.mean((1, 2, 3))
+
+    @classmethod
+    def load(cls, weights: Path | None, *, device: str | torch.device, dtype: torch.dtype) -> Brightness:
+        return cls()

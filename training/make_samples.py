@@ -19,7 +19,7 @@ from diffalign.world.votes import vote_records, world_prompts
 
 FILES = {
     "pickapic": "train.parquet",
-    "hpdv2": "train.json",
+    "hpdv2": "",
     "votes": "votes.jsonl",
     "folder_wl": "",
     "folder": "",

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffalign.data.records import DataError, ImageSource, Kind, Record
+from diffalign.data.split import normalise
 from diffalign.data.store import Store
 from diffalign.data.transform import BadImageError, Transform, View, decode
 
@@ -98,6 +99,8 @@ class CachedSet:
     empty_prompt: str
     """Key of the empty prompt, for prompt dropout."""
     report: CacheReport
+    captions: frozenset[str]
+    """All captions of the records, as ``split.normalise`` makes them: what is no held-out prompt."""
 
 
 def build_cache(
@@ -140,6 +143,7 @@ def build_cache(
         prompts=builder.prompts,
         empty_prompt=builder.prompt_key(""),
         report=builder.report,
+        captions=frozenset(normalise(r.prompt_of(i)) for r in records for i in range(len(r.images))),
     )
 
 
@@ -299,8 +303,9 @@ class _Builder:
 def _read(image: ImageSource) -> bytes:
     try:
         return image.read()
-    except OSError as error:
-        raise BadImageError(image.where, f"cannot be read ({error.strerror or error})") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte, a rotten parquet page
+        reason = getattr(error, "strerror", None) or error
+        raise BadImageError(image.where, f"cannot be read ({reason})") from error
 
 
 def _silent(what: str, done: int, total: int) -> None:

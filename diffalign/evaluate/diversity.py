@@ -73,13 +73,14 @@ def diversity(features: Tensor, pictures: Tensor) -> dict[str, float]:
     """Return the means over prompts, for one model's block of the report.
 
     Args:
-        features: (P, S, D).
+        features: (P, S, D), about zero where nothing is to be seen; none of them zero everywhere.
         pictures: (P, S, C, H, W) in [0, 1].
     """
     return {
         "feature_distance": float(pairwise_distance(features).mean()),
         "pixel_distance": float(pixel_distance(pictures).mean()),
-        "vendi": float(vendi(features).mean()),
+        # With signs apart, opposite pictures are at right angles; as they are, Vendi would count them as one.
+        "vendi": float(vendi(torch.cat([features.relu(), (-features).relu()], -1)).mean()),
     }
 
 

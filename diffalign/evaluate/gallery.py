@@ -94,7 +94,7 @@ def gallery_data(items: Sequence[GalleryItem], report: Report | None) -> dict[st
         raise ValueError(
             f"the report's base is {report['base']!r} but the items start with {models[0]!r}: put it first"
         )
-    units = {judge: _unit(items, judge, models[0]) for judge in judges}
+    units = {judge: _reported_unit(report, judge) or _unit(items, judge, models[0]) for judge in judges}
     return {
         "models": models,
         "seeds": seeds,
@@ -154,6 +154,14 @@ def _row(item: GalleryItem) -> dict[str, Any]:
         "width": width,
         "height": height,
     }
+
+
+def _reported_unit(report: Report | None, judge: str) -> float | None:
+    """The unit that the report counted in, from all its prompts; the items may be only some of them."""
+    for row in report["comparisons"] if report else []:
+        if row["metric"] == judge and row["mean_gain_sd"]:
+            return row["mean_gain"] / row["mean_gain_sd"]
+    return None
 
 
 def _unit(items: Sequence[GalleryItem], judge: str, base: str) -> float | None:

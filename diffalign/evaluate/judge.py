@@ -154,7 +154,11 @@ def obedience(base: Tensor, model: Tensor, prompts: Sequence[str]) -> dict[str, 
 
 
 def _diversity(pictures: Tensor) -> dict[str, float]:
-    """Diversity between the seeds of a prompt; features are the pictures shrunk to 8 x 8."""
+    """Diversity between the seeds of a prompt; features are the pictures shrunk to 8 x 8, about mid-grey."""
+    if pictures.shape[1] < 2:
+        return {}
     x = pictures.float() / 255
     small = torch.nn.functional.interpolate(x.flatten(0, 1), size=(8, 8), mode="area")
-    return diversity(small.flatten(1).unflatten(0, x.shape[:2]), x) if pictures.shape[1] > 1 else {}
+    # From black, all pictures would point about the same way; the constant gives an all-grey one a direction.
+    features = torch.nn.functional.pad(small.flatten(1) - 0.5, (0, 1), value=1e-3)
+    return diversity(features.unflatten(0, x.shape[:2]), x)

@@ -77,7 +77,7 @@ def evaluate_again(run: Path, prompts: int, seeds: int) -> Path:
     evaluation = paired_evaluation(replace(config, evaluate=options), policy, screen)
     report = evaluation.report()
     show_report(report, screen.wide())
-    return write_report(run / f"report-{options.prompts}x{options.seeds}.json", report)
+    return write_report(run / f"report-{report['prompts']}x{report['seeds_per_prompt']}.json", report)
 
 
 def gallery_again(run: Path, output: Path, prompts: int) -> Path:

@@ -97,7 +97,7 @@ def align(
     if resume:
         source = _checkpoint_of(Path(resume))
         trainer.restore(load_checkpoint(source), str(source))
-    validator = Validator(config, accelerator, screen)
+    validator = Validator(config, accelerator, screen, loader.data.captions)
     trackers = Trackers(config.log.trackers if accelerator.is_main_process else (), run)
 
     def on_step(step: int, row: dict[str, float]) -> None:

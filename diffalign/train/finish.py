@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Set
 from contextlib import nullcontext
 from pathlib import Path
 
 from diffalign.assets import asset
+from diffalign.data.split import normalise
 from diffalign.evaluate.generate import Sampling, generate, generate_base
 from diffalign.evaluate.judge import Evaluation, evaluate_pictures, load_judges
 from diffalign.evaluate.prompts import Part, part_of, read_prompts
@@ -16,6 +19,8 @@ from diffalign.train.config import TrainConfig, WorldConfig
 from diffalign.train.progress import Screen
 from diffalign.train.trainer import Trainer
 
+logger = logging.getLogger(__name__)
+
 USAGE = {
     True: 'pipeline = DiffusionPipeline.from_pretrained("{model}")\npipeline.load_lora_weights("{export}")',
     False: '{part} = {cls}.from_pretrained("{export}/{part}")\n'
@@ -23,23 +28,40 @@ USAGE = {
 }
 
 
-def evaluation_prompts(config: TrainConfig, part: Part) -> list[str]:
+def evaluation_prompts(config: TrainConfig, part: Part, captions: Set[str] = frozenset()) -> list[str]:
     """Prompts that choose checkpoints ("select") and prompts that are reported ("report"); they never meet.
 
+    Those that select leave out the training captions, which are given as ``split.normalise`` makes them.
+
     A prompt file is split by hash, 30 to 70. In the shapes world the held-out prompts are all reported, and
-    those that
-    select are training prompts beyond the ones that were voted on.
+    those that select are training prompts that are not voted on.
     """
+    found = _part(config, part)
+    return [p for p in found if normalise(p) not in captions] if part == "select" else found
+
+
+def warn_of_overlap(config: TrainConfig, captions: Set[str]) -> None:
+    """Warn where prompts of the report are training captions too, and so are not held out."""
+    prompts = evaluation_prompts(config, "report")[: config.evaluate.prompts]
+    both = [p for p in prompts if normalise(p) in captions]
+    if both:
+        logger.warning(
+            "%d of the %d prompts that will be reported are training captions too (%r for one), so they are "
+            "not held out: take them out of the data or of evaluate.prompt_file",
+            len(both), len(prompts), both[0],
+        )  # fmt: skip
+
+
+def _part(config: TrainConfig, part: Part) -> list[str]:
     if config.evaluate.prompt_file is not None:
         every = [p.prompt for p in read_prompts(asset(config.evaluate.prompt_file))]
         return [p for p in every if part_of(p) == part]
-    from diffalign.world.votes import world_prompts
+    from diffalign.world.votes import training_prompts, world_prompts
 
     world = config.data.world or WorldConfig()
     if part == "report":
         return [str(p) for p in world_prompts(world.taste, 1000, "heldout")]
-    voted = world.images // world.per_prompt
-    return [str(p) for p in world_prompts(world.taste, 1000, "train", world.seed)[voted:]]
+    return [str(p) for p in training_prompts(world)[1]]
 
 
 def export_run(trainer: Trainer, screen: Screen) -> None:
@@ -76,6 +98,11 @@ def paired_evaluation(config: TrainConfig, policy: Policy, screen: Screen) -> Ev
     """Pictures of base and policy on the report prompts, scored by all judges."""
     options = config.evaluate
     prompts = evaluation_prompts(config, "report")[: options.prompts]
+    if len(prompts) < options.prompts:
+        logger.warning(
+            "there are %d prompts to report on, not the %d asked for: all of them are taken; "
+            "more seeds narrow the intervals too", len(prompts), options.prompts,
+        )  # fmt: skip
     judges = load_judges(options.judges, options.trained_on)
     sampling = Sampling(steps=options.steps, guidance=options.guidance, side=options.side)
     seeds = list(range(options.seeds))

@@ -16,9 +16,10 @@ from diffalign.data.loader import Loader, LoaderOptions
 from diffalign.data.readers import read
 from diffalign.data.records import DataError, Record
 from diffalign.data.transform import Transform
-from diffalign.objectives import Objective
+from diffalign.objectives import Objective, objectives
 from diffalign.policy import Policy
 from diffalign.train.config import TrainConfig
+from diffalign.train.finish import warn_of_overlap
 from diffalign.train.progress import Screen
 
 
@@ -58,12 +59,18 @@ def select_for(objective: Objective, records: Sequence[Record]) -> list[Record]:
             raise DataError("the objective trains on winners, and the data hold ties and dislikes only")
         return winners
     if kinds != [wanted]:
-        fits = {"pair": "dpo or sft", "labels": "kto or sft", "ranking": "rankdpo or sft"}
         raise DataError(
             f"objective {type(objective).__name__} needs {objective.data}, the data hold {', '.join(kinds)};"
-            f" take objective {fits[kinds[0]]}, or other data"
+            f" take objective {' or '.join(_fitting(kinds))}, or other data"
         )
     return list(records)
+
+
+def _fitting(kinds: Sequence[str]) -> list[str]:
+    """Names of the objectives that train on records of these kinds."""
+    takes = {"pair": "pairs", "labels": "labels", "ranking": "ranking"}
+    data = {"winners", takes[kinds[0]]} if len(kinds) == 1 else {"winners"}
+    return [name for name in objectives.names() if objectives.get(name).data in data]
 
 
 def _winners(record: Record) -> list[Record]:
@@ -108,6 +115,8 @@ def build_loader(
     screen.say(f"data        {cached.report.summary()}")
     for where, reason in cached.report.bad[:20]:
         screen.say(f"skipped     {where}: {reason}")
+    if accelerator.is_main_process and config.evaluate.prompts:
+        warn_of_overlap(config, cached.captions)
     options = LoaderOptions(
         batch=config.batch // config.accumulate,
         seed=config.seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
+from diffalign.config import ConfigError
 from diffalign.evaluate.generate import Sampling, generate, generate_base
 from diffalign.evaluate.judge import load_judges, score
 from diffalign.evaluate.stats import base_sd, compare
@@ -22,8 +24,25 @@ from diffalign.train.trainer import Trainer
 class Validator:
     """Called after every step; acts every ``validate.every`` steps, on the main process."""
 
-    def __init__(self, config: TrainConfig, accelerator: Accelerator, screen: Screen) -> None:
-        """Nothing is generated before the first validation."""
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        screen: Screen,
+        captions: Set[str] = frozenset(),
+    ) -> None:
+        """Nothing is generated before the first validation, and never on training captions.
+
+        Raises:
+            ConfigError: all prompts that could select are training captions.
+        """
+        found = evaluation_prompts(config, "select", captions) if config.validate.every else []
+        if config.validate.every and not found:
+            raise ConfigError(
+                "all prompts to select checkpoints on are training captions: name others in "
+                "evaluate.prompt_file, or set validate.every=0"
+            )
+        self.prompts = found[: config.validate.prompts]
         self.config, self.accelerator, self.screen = config, accelerator, screen
         self.sampling = Sampling(
             steps=config.evaluate.steps, guidance=config.evaluate.guidance, side=config.evaluate.side
@@ -41,7 +60,7 @@ class Validator:
 
     def validate(self, trainer: Trainer) -> None:
         """Write a sheet of pictures, and where a judge is named the win rate against the base."""
-        prompts = evaluation_prompts(self.config, "select")[: self.config.validate.prompts]
+        prompts = self.prompts
         with torch.random.fork_rng(devices=[]):
             base = generate_base(
                 trainer.policy, prompts, self.seeds, self.sampling, Path(self.config.data.cache)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,11 @@ from diffalign.policy import Policy
 from diffalign.train.config import WorldConfig
 from diffalign.world.grammar import Prompt, Split, double_prompts, single_prompts
 from diffalign.world.raters import Rater, leaves_open, named_rater
+
+logger = logging.getLogger(__name__)
+
+SELECTION = 32
+"""Training prompts that are never voted on."""
 
 
 def world_prompts(taste: str, n: int, split: Split, seed: int = 0) -> list[Prompt]:
@@ -29,6 +35,17 @@ def world_prompts(taste: str, n: int, split: Split, seed: int = 0) -> list[Promp
     return [pool[i] for i in order]
 
 
+def training_prompts(config: WorldConfig) -> tuple[list[Prompt], list[Prompt]]:
+    """Training prompts that are voted on, and those kept apart to select checkpoints on.
+
+    Of the few prompts that leave some tastes open, SELECTION at least are kept, and fewer are voted on.
+    """
+    asked = max(1, config.images // config.per_prompt)
+    every = world_prompts(config.taste, max(1000, asked + SELECTION), "train", config.seed)
+    voted = min(asked, max(1, len(every) - SELECTION))
+    return every[:voted], every[voted:]
+
+
 def world_records(
     policy: Policy, config: WorldConfig, cache: Path, progress: Progress = lambda n: None
 ) -> list[Record]:
@@ -36,7 +53,14 @@ def world_records(
     pairs.
     """
     rater = named_rater(config.taste, config.temperature, config.careless)
-    prompts = world_prompts(config.taste, max(1, config.images // config.per_prompt), "train", config.seed)
+    prompts, _ = training_prompts(config)
+    made = len(prompts) * config.per_prompt
+    if made <= config.images - config.per_prompt:
+        logger.warning(
+            "data.world.images is %d, but only %d pictures are made: the world has %d training prompts "
+            "for the taste %r besides the %d that select; raise data.world.per_prompt for more",
+            config.images, made, len(prompts), config.taste, SELECTION,
+        )  # fmt: skip
     seeds = range(1000, 1000 + config.per_prompt)  # never those of the evaluation
     pictures = generate_base(policy, [str(p) for p in prompts], list(seeds), Sampling(), cache, progress)
     return vote_records(prompts, pictures, rater, np.random.default_rng([config.seed, 6]))

@@ -128,6 +128,15 @@ def test_both_images_of_a_pair_get_the_same_crop_and_flip(cached: Build) -> None
 # ---------------------------------------------------------------------- bad input
 
 
+def test_a_path_that_no_system_takes_is_an_unreadable_image(tmp_path: Path, encoder: FakeEncoder) -> None:
+    odd = replace(RECORDS[0], images=(FileImage(tmp_path / "a\0b.png"), RECORDS[0].images[1]))
+    options = CacheOptions(max_bad_share=0.5)
+    data = build_cache(
+        [odd, RECORDS[1]], encoder, tmp_path / "c", transform=Transform(resolution=16), options=options
+    )
+    assert [reason for _, reason in data.report.bad] == ["cannot be read (embedded null byte)"]
+
+
 def test_unreadable_images_are_skipped_counted_and_listed(tmp_path: Path, encoder: FakeEncoder) -> None:
     missing = FileImage(tmp_path / "gone.png")
     spoilt = [

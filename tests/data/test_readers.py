@@ -16,6 +16,7 @@ from diffalign.data.readers import detect
 from scorers.registry import RegistryError
 from tests.data.data_helpers import pair, picture
 
+SAMPLES = Path(__file__).parents[2] / "samples" / "preferences"
 PAIRS = [
     replace(pair(i, p), rater=str(i), models=("old", "new")) for i, p in enumerate((1.0, 0.0, 1.0, 0.5, 0.0))
 ]
@@ -67,6 +68,16 @@ def test_written_records_are_recognised_and_read_back(
     assert [content(r) for r in found] == [content(r, swapped) for r in records]
     assert all(str(tmp_path / name) in r.source or str(tmp_path) in r.source for r in found)
     assert [content(r) for r in read(tmp_path / name, format, max_pairs=2)] == [content(r) for r in found[:2]]
+
+
+@pytest.mark.parametrize(
+    "name", ["folder", "folder_wl", "hpdv2", "hpdv2/train.json", "pickapic", "votes/votes.jsonl"]
+)
+def test_samples_are_recognised(name: str) -> None:
+    assert detect(SAMPLES / name) == name.partition("/")[0]
+    records = read(SAMPLES / name)
+    assert len(records) == 200
+    assert records[0].images[0].read()
 
 
 def test_every_reader_is_found_and_says_what_it_reads() -> None:
@@ -325,6 +336,13 @@ def test_ways_to_say_which_is_better(tmp_path: Path, row: dict[str, Any], values
         ({"images": ["a", "b"], "prompt": "p", "scores": "high"}, "scores is 'high'"),
         ({"images": ["a", "b"], "prompt": "p", "scores": [1]}, "2 images but 1 values"),
         ({"prompt": "p"}, "no image"),
+        ({"images": None, "prompt": "p", "scores": [1, 2]}, "images is None.*list of image paths"),
+        ({"images": "ab", "prompt": "p", "scores": [1, 2]}, "images is 'ab'"),
+        ({"images": ["a", "b"], "prompt": "p", "scores": [True, False]}, r"scores is \[True"),
+        ({"image_0": "a", "image_1": "b", "prompt": "p", "probability_0": True}, "probability_0 is True"),
+        ({"image": "a", "prompt": "p", "label": 1, "prompts": [1]}, r"prompts is \[1\].*list with a text"),
+        ({"image": "a", "prompt": "p", "label": 1, "prompts": "hey"}, "prompts is 'hey'"),
+        ({"image": "a", "prompt": "p", "label": 1, "models": "sd"}, "models is 'sd'"),
         ([1], "JSON object"),
     ],
 )
@@ -333,6 +351,39 @@ def test_bad_lines_are_named(tmp_path: Path, row: object, message: str) -> None:
     with pytest.raises(DataError, match=message) as error:
         read(tmp_path)
     assert "metadata.jsonl line 2" in str(error.value)
+
+
+def test_null_is_as_good_as_nothing(tmp_path: Path) -> None:
+    row = {"image": "a", "prompt": "p", "label": 1, "models": None, "prompts": None, "rater": None}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
+    (record,) = read(tmp_path)
+    assert (record.models, record.prompts, record.rater) == ((), None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metadata.jsonl", '{"image": "a", "prompt": "caf\xe9", "label": 1}'),
+        ("train.json", '[{"prompt": "caf\xe9"}]'),
+        ("votes.csv", "prompt,image1,image2,votes_image1,votes_image2\ncaf\xe9,a,b,1,2"),
+        ("l/x.txt", "caf\xe9"),
+    ],
+)
+def test_text_that_is_not_utf8_is_named(tmp_path: Path, name: str, text: str) -> None:
+    for side in ("w", "l") if name == "l/x.txt" else ():
+        (tmp_path / side).mkdir()
+        (tmp_path / side / "x.png").touch()
+    (tmp_path / name).write_text(text, encoding="latin-1")
+    with pytest.raises(DataError, match=rf"{name} is not UTF-8.*save it as UTF-8"):
+        read(tmp_path if "." not in name.partition("/")[0] else tmp_path / name)
+
+
+@pytest.mark.parametrize("keep", [0, 100])
+@pytest.mark.parametrize("format", ["auto", "pickapic", "votes"])
+def test_a_parquet_file_that_is_not_whole_is_named(pickapic: Path, keep: int, format: str) -> None:
+    pickapic.write_bytes(pickapic.read_bytes()[:keep])
+    with pytest.raises(DataError, match=rf"{pickapic.name} is no whole parquet file"):
+        read(pickapic, format)
 
 
 def test_broken_json_lines_are_named(tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def decode(uri: str) -> Image.Image:
 def test_the_file_forbids_the_network_and_names_no_address(items: list[GalleryItem], report: Report) -> None:
     html = render_gallery(items, report, "title")
     policy = "default-src 'none'; img-src data: 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+    policy += "; form-action 'none'; base-uri 'none'"
     assert f'http-equiv="Content-Security-Policy" content="{policy}"' in html
     assert html.index("Content-Security-Policy") < min(
         html.index(tag) for tag in ("<style", "<script", "<link")
@@ -125,6 +126,17 @@ def test_data_is_as_the_report_counts_it(items: list[GalleryItem], report: Repor
     assert json.dumps(embedded(render_gallery(items, report, "t"))) == json.dumps(
         data
     )  # the order of keys too
+
+
+def test_a_part_of_the_prompts_is_counted_in_the_unit_of_the_whole_report(report: Report) -> None:
+    picture = np.zeros((8, 8, 3), np.uint8)
+    calm = GalleryItem(
+        prompt="p",
+        images={"base": [picture] * 3, "aligned": [picture] * 3},
+        scores={"taste": {"base": [0.0, 0.1, 0.2], "aligned": [0.2, 0.3, 0.4]}},
+    )
+    assert gallery_data([calm], report)["judges"][0]["sd"] == pytest.approx(1.0)
+    assert gallery_data([calm], None)["judges"][0]["sd"] == pytest.approx(0.1)
 
 
 def test_one_seed_leaves_gains_raw(items: list[GalleryItem]) -> None:

@@ -9,8 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffalign.evaluate.judge import Judge, evaluate_pictures, load_judges, obedience, score
+from diffalign.evaluate.judge import (
+    Evaluation,
+    Judge,
+    _diversity,
+    evaluate_pictures,
+    load_judges,
+    obedience,
+    score,
+)
 from diffalign.evaluate.report import load_report, write_report
+from diffalign.evaluate.stats import base_sd
 from diffalign.world.grammar import Prompt, single_prompts
 from diffalign.world.raters import TASTES, leaves_open
 from diffalign.world.scorers import TasteLoader
@@ -73,3 +82,43 @@ def test_roles_of_judges_are_checked() -> None:
         load_judges(["a"], ["a"])
     with pytest.raises(ValueError, match="at least one held-out"):
         load_judges([], ["a"])
+
+
+def test_obedience_says_whose_it_is() -> None:
+    prompts, base, _ = paired(6, 2)
+    assert len({(p.shapes, p.colours) for p in prompts}) == 6
+    found = obedience(base, base.roll(1, 0), [str(p) for p in prompts])  # each the picture of another prompt
+    assert found["base"] > 0.9
+    assert found["model"] < 0.1
+
+
+def test_report_says_whose_diversity_and_counts_gains_in_the_spread_of_the_base() -> None:
+    noise = (torch.rand(3, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 255).byte()
+    base = np.array([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]])
+    scores = {"j": (base, 10 * base + 1)}  # its own spread is ten times that of the base
+    evaluation = Evaluation(
+        prompts=["a", "b", "c"],
+        base_name="base",
+        model_name="aligned",
+        base=noise,
+        model=noise[:, :1].repeat(1, 2, 1, 1, 1),
+        judges=[Judge(name="j", scorer=judge("large", True).scorer, held_out=True)],
+        scores=scores,
+    )
+    report = evaluation.report()
+    assert report["diversity"]["model"]["pixel_distance"] == 0 < report["diversity"]["base"]["pixel_distance"]
+    gain = (9 * base + 1).mean()
+    assert report["comparisons"][0]["mean_gain_sd"] == pytest.approx(gain / base_sd(base))
+
+
+def test_pictures_of_one_colour_have_a_diversity_too() -> None:
+    black_and_white = torch.stack([torch.zeros(3, 64, 64), torch.full((3, 64, 64), 255.0)])[None].byte()
+    assert _diversity(black_and_white)["vendi"] == pytest.approx(2.0, abs=1e-3)  # opposite, not alike
+    assert _diversity(torch.zeros(1, 2, 3, 64, 64, dtype=torch.uint8))["vendi"] == pytest.approx(1.0)
+    grey = torch.tensor([127, 128], dtype=torch.uint8).repeat(1, 2, 3, 64, 32)  # shrinks to 0.5 exactly
+    assert _diversity(grey)["vendi"] == pytest.approx(1.0)
+
+
+def test_vendi_sees_the_difference_between_shapes() -> None:
+    _, base, _ = paired(6, 4)
+    assert _diversity(base)["vendi"] > 1.4

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any, cast
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
+from diffalign.train.config import WorldConfig
+from diffalign.world import votes
 from diffalign.world.grammar import (
     COLOURS,
     HUES,
@@ -21,7 +26,7 @@ from diffalign.world.grammar import (
 from diffalign.world.oracle import measure, obeys
 from diffalign.world.raters import AXES, TASTES, Population, Rater, leaves_open, named_rater
 from diffalign.world.shapes import MAX_ROTATION, draw, render, sample_scenes
-from diffalign.world.votes import vote_records, world_prompts
+from diffalign.world.votes import vote_records, world_prompts, world_records
 
 
 def pictures(n: int, seed: int = 0, double: float = 0.0) -> tuple[list[Prompt], Tensor]:
@@ -215,3 +220,51 @@ def test_vote_records_hold_every_pair_of_a_prompt() -> None:
     assert len(records) == 3 * 6
     assert {r.rater for r in records} == {"dark"}
     assert all(r.prompt == str(prompts[i % 3]) for i, r in enumerate(records))
+
+
+def test_votes_are_for_the_picture_that_is_liked_better() -> None:
+    prompts = [p for p in single_prompts("train") if leaves_open(p, TASTES["large"])][:6]
+    pictures = []
+    for radius in (0.2, 0.35):
+        scenes = sample_scenes(prompts, np.random.default_rng(0))
+        scenes.centre[:], scenes.radius[:] = 0.5, radius
+        pictures.append((render(scenes) * 255).byte())
+    rater = Rater(name="sure", weights=TASTES["large"], temperature=1e-3)
+    records = vote_records(prompts, torch.stack(pictures, 1), rater, np.random.default_rng(0))
+    assert {r.values for r in records} == {(0.0, 1.0)}
+
+
+def test_a_taste_with_few_prompts_says_that_it_makes_fewer_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def generate_base(policy: object, prompts: list[str], seeds: list[int], *rest: object) -> Tensor:
+        return torch.zeros(len(prompts), len(seeds), 3, 64, 64, dtype=torch.uint8)
+
+    monkeypatch.setattr(votes, "generate_base", generate_base)
+    world_records(cast(Any, None), WorldConfig(taste="warm", images=240, per_prompt=2), tmp_path)
+    assert "only 160 pictures are made" in caplog.text
+    caplog.clear()
+    world_records(cast(Any, None), WorldConfig(taste="warm", images=7, per_prompt=2), tmp_path)
+    assert caplog.text == ""
+
+
+def test_votes_are_cast_on_training_prompts_with_seeds_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def generate_base(
+        policy: object, prompts: list[str], seeds: list[int], sampling: object, *rest: object
+    ) -> Tensor:
+        asked.append((prompts, seeds))
+        rng = np.random.default_rng(0)
+        return torch.stack([(draw([parse(p) for p in prompts], rng) * 255).byte() for _ in seeds], 1)
+
+    monkeypatch.setattr(votes, "generate_base", generate_base)
+    records = world_records(cast(Any, None), WorldConfig(images=12, per_prompt=3), tmp_path)
+    ((prompts, seeds),) = asked
+    assert len(records) == 4 * 3
+    assert [r.prompt for r in records[:4]] == prompts
+    assert not any(is_heldout(parse(p)) for p in prompts)
+    assert len(seeds) == 3
+    assert min(seeds) >= 1000  # the evaluation counts from 0, validation from 500

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 from diffalign.data.records import DataError, FileImage, parquet
 from scorers.registry import Registry
@@ -64,12 +65,40 @@ def parquet_columns(path: Path) -> set[str]:
     if path.is_file() and path.suffix != ".parquet":
         return set()
     files = parquet_files(path)
-    return set(parquet().read_schema(files[0]).names) if files else set()
+    return set(open_parquet(files[0]).schema_arrow.names) if files else set()
+
+
+def open_parquet(file: Path) -> Any:
+    """Open a file as ``pyarrow.parquet.ParquetFile``.
+
+    Raises:
+        DataError: it is empty, cut off, or no parquet at all.
+    """
+    try:
+        return parquet().ParquetFile(file)
+    except (
+        ValueError,
+        OSError,
+    ) as error:  # pyarrow's ArrowInvalid is a ValueError that does not name the file
+        raise DataError(f"{file} is no whole parquet file ({error}); fetch it again") from error
+
+
+@contextmanager
+def utf8(file: Path) -> Iterator[None]:
+    """Name the file where bytes that are read inside are not UTF-8.
+
+    Raises:
+        DataError: they are not.
+    """
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 ({error.reason}); save it as UTF-8") from error
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, Row]]:
     """Yield (where, object) for every line that is not blank."""
-    with open(path, encoding="utf-8-sig") as lines:
+    with utf8(path), open(path, encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -102,6 +131,25 @@ def caption(row: Row, name: str, where: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{where}: {name} is {value!r}; every row needs a caption (an empty text is allowed)")
     return value
+
+
+def texts(row: Row, name: str, where: str) -> tuple[str, ...] | None:
+    """Return a list of texts; None where it is missing or null.
+
+    Raises:
+        DataError: anything else.
+    """
+    value = row.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        raise DataError(f"{where}: {name} is {value!r}; it must be a list with a text per image")
+    return tuple(value)
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether it is a number; true and false are none, though Python counts them as integers."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def hard_label(value: object, name: str, where: str) -> float:

@@ -12,9 +12,11 @@ from diffalign.data.readers.base import (
     hard_label,
     hard_pair,
     image_file,
+    is_number,
     json_lines,
     readers,
     text,
+    texts,
 )
 from diffalign.data.records import DataError, Kind, Record
 
@@ -48,15 +50,14 @@ class Folder(Reader):
 
 def _record(row: Row, folder: Path, where: str) -> Record:
     kind, paths, values = _judgement(row, where)
-    prompts = row.get("prompts")
     return Record(
         prompt=caption(row, "prompt", where),
         images=tuple(image_file(folder, path, "image", where) for path in paths),
         kind=kind,
         values=values,
-        prompts=tuple(prompts) if isinstance(prompts, list) else None,
+        prompts=texts(row, "prompts", where),
         rater=text(row.get("rater", row.get("user_id"))),
-        models=tuple(map(str, row.get("models", ()))),
+        models=texts(row, "models", where) or (),
         source=where,
     )
 
@@ -66,10 +67,12 @@ def _judgement(row: Row, where: str) -> tuple[Kind, list[object], tuple[float, .
     if "image_0" in row:
         return "pair", [row["image_0"], row.get("image_1")], _pair_values(row, where)
     if "images" in row:
-        scores = row.get("scores")
-        if not isinstance(scores, list) or not all(isinstance(s, int | float) for s in scores):
+        paths, scores = row["images"], row.get("scores")
+        if not isinstance(paths, list):
+            raise DataError(f"{where}: images is {paths!r}; a ranking needs a list of image paths")
+        if not isinstance(scores, list) or not all(is_number(s) for s in scores):
             raise DataError(f"{where}: scores is {scores!r}; a ranking needs a list with a number per image")
-        return "ranking", list(row["images"]), tuple(map(float, scores))
+        return "ranking", paths, tuple(map(float, scores))
     if "image" in row or "file_name" in row:
         return (
             "labels",
@@ -90,7 +93,7 @@ def _pair_values(row: Row, where: str) -> tuple[float, float]:
         )
     if "probability_0" in row:
         p = row["probability_0"]
-        if not isinstance(p, int | float) or not 0 <= p <= 1:
+        if not is_number(p) or not 0 <= p <= 1:
             raise DataError(f"{where}: probability_0 is {p!r}; it must be in [0, 1]")
         return float(p), 1 - float(p)
     return hard_pair(row.get("label_0"), row.get("label_1"), ("label_0", "label_1"), where)

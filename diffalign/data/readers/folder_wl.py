@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffalign.data.readers.base import IMAGE_SUFFIXES, Reader, readers
+from diffalign.data.readers.base import IMAGE_SUFFIXES, Reader, readers, utf8
 from diffalign.data.records import DataError, FileImage, Record
 
 
@@ -44,7 +44,7 @@ def _images(folder: Path) -> dict[str, Path]:
 
 def _pair(winner: Path, loser: Path) -> Record:
     texts = [p.with_suffix(".txt") for p in (winner, loser)]
-    captions = [t.read_text(encoding="utf-8").strip() for t in texts if t.is_file()]
+    captions = [_caption(t) for t in texts if t.is_file()]
     if not captions:
         raise DataError(f"{winner}: the caption is missing; write it to {texts[0]}")
     return Record(
@@ -55,3 +55,8 @@ def _pair(winner: Path, loser: Path) -> Record:
         prompts=tuple(captions) if len(set(captions)) > 1 else None,
         source=str(winner),
     )
+
+
+def _caption(file: Path) -> str:
+    with utf8(file):
+        return file.read_text(encoding="utf-8").strip()

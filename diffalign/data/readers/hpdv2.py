@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from diffalign.data.readers.base import Reader, Row, caption, hard_pair, image_file, readers
+from diffalign.data.readers.base import Reader, Row, caption, hard_pair, image_file, is_number, readers, utf8
 from diffalign.data.records import DataError, Record
 
 
@@ -38,7 +38,8 @@ class HPDv2(Reader):
 
 def _load(file: Path) -> list[Any]:
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
+        with utf8(file):
+            rows = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise DataError(f"{file}: not valid JSON ({error.msg} at line {error.lineno})") from None
     if not isinstance(rows, list):
@@ -75,7 +76,7 @@ def _record(row: Row, folder: Path, where: str) -> Record:
             preference[0], preference[1], ("human_preference[0]", "human_preference[1]"), where
         )
         return Record(prompt=prompt, images=images, kind="pair", values=values, source=where)
-    if isinstance(rank, list) and all(isinstance(r, int | float) for r in rank):
+    if isinstance(rank, list) and all(is_number(r) for r in rank):
         return Record(
             prompt=prompt, images=images, kind="ranking", values=tuple(-float(r) for r in rank), source=where
         )

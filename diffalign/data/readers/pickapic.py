@@ -10,13 +10,14 @@ from diffalign.data.readers.base import (
     Row,
     caption,
     hard_pair,
+    open_parquet,
     parquet_columns,
     parquet_files,
     readers,
     require,
     text,
 )
-from diffalign.data.records import DataError, ParquetImage, Record, parquet
+from diffalign.data.records import DataError, ParquetImage, Record
 
 REQUIRED = ("caption", "jpg_0", "jpg_1", "label_0")
 OPTIONAL = ("label_1", "has_label", "user_id", "model_0", "model_1")
@@ -39,7 +40,7 @@ class PickAPic(Reader):
 
 
 def _pairs(file: Path) -> Iterator[Record]:
-    table = parquet().ParquetFile(file)
+    table = open_parquet(file)
     columns = table.schema_arrow.names
     if "jpg_0" not in columns and "image_0_uid" in columns:
         raise DataError(

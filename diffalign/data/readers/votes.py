@@ -13,12 +13,14 @@ from diffalign.data.readers.base import (
     caption,
     image_file,
     json_lines,
+    open_parquet,
     parquet_columns,
     parquet_files,
     readers,
     require,
+    utf8,
 )
-from diffalign.data.records import DataError, ImageSource, ParquetImage, Record, parquet
+from diffalign.data.records import DataError, ImageSource, ParquetImage, Record
 
 REQUIRED = ("prompt", "image1", "image2", "votes_image1", "votes_image2")
 OPTIONAL = ("model1", "model2")
@@ -82,7 +84,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Row]]:
     if path.suffix == ".jsonl":
         yield from json_lines(path)
     elif path.suffix == ".csv":
-        with open(path, encoding="utf-8-sig", newline="") as table:
+        with utf8(path), open(path, encoding="utf-8-sig", newline="") as table:
             yield from ((f"{path} row {i}", row) for i, row in enumerate(csv.DictReader(table), 1))
     else:
         for file in parquet_files(path):
@@ -90,7 +92,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
-    table = parquet().ParquetFile(file)
+    table = open_parquet(file)
     require(table.schema_arrow.names, REQUIRED, str(file))
     # A column of paths is text; anything else holds the images themselves and stays on disk.
     stored = [
