@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 
 from diffalign.assets import asset
@@ -46,7 +45,7 @@ def export_run(trainer: Trainer, screen: Screen) -> None:
     """Write the trained weights (the average where there is one) to export/, on the main process."""
     if not trainer.accelerator.is_main_process:
         return
-    with trainer.ema.swapped() if trainer.ema is not None else nullcontext():
+    with trainer.exported_weights():
         export_policy(trainer.policy, trainer.run.export, card=_card(trainer, "Not evaluated yet."))
     screen.say(f"weights     {trainer.run.export}")
 
@@ -58,7 +57,7 @@ def evaluate_run(trainer: Trainer, screen: Screen) -> Report | None:
     """
     if not trainer.accelerator.is_main_process:
         return None
-    with trainer.ema.swapped() if trainer.ema is not None else nullcontext():
+    with trainer.exported_weights():
         evaluation = paired_evaluation(trainer.config, trainer.policy, screen)
     report = evaluation.report()
     write_report(trainer.run.root / "report.json", report)

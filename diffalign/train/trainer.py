@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -99,8 +99,11 @@ class Trainer:
     def fit(
         self, on_step: StepHook | None = None, on_interval: Callable[[Trainer], None] | None = None
     ) -> None:
-        """Train to ``config.steps``; ``on_step`` gets each step's figures, one step late, on the main
-        process.
+        """Train to ``config.steps``.
+
+        Args:
+            on_step: gets each step's figures, one step late, on the main process.
+            on_interval: called after every step on all processes; may name the step the best so far.
 
         Raises:
             DivergedError: the loss or gradient is not finite; the last good checkpoint is kept.
@@ -113,13 +116,18 @@ class Trainer:
             self.step += 1
             self._took[self.step] = time.perf_counter() - started
             self._report(self._late.push(self.step, figures, samples), on_step)
-            every = self.config.checkpoint_every
-            if self.step == self.config.steps or (every and self.step % every == 0):
+            if on_interval is not None:
+                on_interval(self)  # before the checkpoint, which is to know whether this step is the best
+            if self._save_is_due():
                 self._report(self._late.flush(), on_step)  # a checkpoint is written only of a healthy step
                 self.save()
-            if on_interval is not None:
-                on_interval(self)
         self.clock.enter("")
+
+    def _save_is_due(self) -> bool:
+        """Whether this step is the last, the best so far, or one of every few; the same on all processes."""
+        every = self.config.checkpoint_every
+        chosen = self.step in (self.config.steps, self.best.get("step"))
+        return chosen or bool(every and self.step % every == 0)
 
     def _report(
         self, late: tuple[int, dict[str, float], Sequence[int]] | None, on_step: StepHook | None
@@ -257,6 +265,12 @@ class Trainer:
             "processes": self.accelerator.num_processes,
         }
         return Checkpoint(step=self.step, tensors=state, meta=meta)
+
+    @contextmanager
+    def exported_weights(self) -> Iterator[None]:
+        """Inside, the policy has the weights that the run gives out: the average where there is one."""
+        with self.ema.swapped() if self.ema is not None else nullcontext():
+            yield
 
     def save(self) -> None:
         """Write a checkpoint (main process) and drop those beyond the retention."""

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from diffalign.train.align import align
-from tests.train.runs import records, tiny_run
-
-ROOT = Path(__file__).parents[2]
+from tests.train.runs import launch, records, tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -31,20 +26,6 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "export" / "pytorch_lora_weights.safetensors")
-
-
-def launch(processes: int, *arguments: str) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "tests.train.runs"]
-    if processes > 1:
-        environment["ACCELERATE_USE_CPU"] = "true"
-        launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-        launcher += ["--main_process_port", "0"]
-        command = [sys.executable, *launcher, "-m", "tests.train.runs"]
-    done = subprocess.run(
-        [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl", "sd3"])
