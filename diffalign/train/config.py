@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from diffalign.config import dump
 from diffalign.diffusion.corrupt import GaussianNoise
 from diffalign.diffusion.process import WeightName
 from diffalign.diffusion.timesteps import Discrete, Timesteps, Uniform
 from diffalign.objectives import Objective
+from diffalign.objectives.base import name_of
 from diffalign.policy.base import ReferenceKind
 from diffalign.policy.lora import AdapterConfig
 
@@ -295,3 +297,8 @@ class TrainConfig:
         steps = self.timesteps.steps
         if not steps or not all(0 <= t < 1000 for t in steps):
             raise ValueError(f"timesteps.steps is {list(steps)}; it must name timesteps from 0 to 999")
+
+
+def recipe_text(config: TrainConfig) -> str:
+    """The resolved recipe as YAML, every option written out."""
+    return dump(config, {"objective": name_of})
