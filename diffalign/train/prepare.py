@@ -7,11 +7,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
+import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from diffalign.assets import asset
-from diffalign.data.cache import CacheOptions, build_cache
+from diffalign.data.cache import CacheOptions, Encoder, build_cache
 from diffalign.data.loader import Loader, LoaderOptions
 from diffalign.data.readers import read
 from diffalign.data.records import DataError, Record
@@ -20,6 +23,41 @@ from diffalign.objectives import Objective
 from diffalign.policy import Policy
 from diffalign.train.config import TrainConfig
 from diffalign.train.progress import Screen
+
+
+class ZeroEmptyPrompt:
+    """Encoders of a policy whose pipeline samples with zeros for the empty prompt (SDXL).
+
+    Training drops prompts to learn the unconditional prediction that guidance subtracts: it has to be that of
+    the same embedding, or guidance leans on one that was never aligned.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        """Wrap the encoders of ``policy``."""
+        self.policy = policy
+
+    def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """See Policy."""
+        return self.policy.encode_images(pixels)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
+        """See Policy; all tensors of the empty prompt are zero."""
+        rows = self.policy.encode_prompts(prompts)
+        return [
+            row if prompt else {k: torch.zeros_like(v) for k, v in row.items()}
+            for prompt, row in zip(prompts, rows, strict=True)
+        ]
+
+    def encoder_id(self, part: Literal["vae", "text"]) -> str:
+        """See Policy; embeddings cached without zeros are not found again."""
+        own = self.policy.encoder_id(part)
+        return own if part == "vae" else f"{own}-zero"
+
+
+def encoder_of(policy: Policy) -> Encoder:
+    """The policy's encoders, with the empty prompt as its pipeline embeds it when sampling."""
+    zero = policy.pipeline.config.get("force_zeros_for_empty_prompt", False)
+    return ZeroEmptyPrompt(policy) if zero else policy
 
 
 def given_records(config: TrainConfig, records: Sequence[Record] | None) -> list[Record] | None:
@@ -116,7 +154,7 @@ def build_loader(
     with screen.encoding() as progress:
         cached = build_cache(
             records,
-            policy,
+            encoder_of(policy),
             Path(data.cache),
             transform=Transform(
                 resolution=data.resolution, random_crop=data.random_crop, flip=data.flip, seed=config.seed
