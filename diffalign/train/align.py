@@ -5,32 +5,36 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 
-from diffalign.config import ConfigError, dump, load
+from diffalign.config import ConfigError, load
 from diffalign.data.records import Record
 from diffalign.evaluate.report import Report
 from diffalign.objectives import objectives
-from diffalign.objectives.base import name_of
 from diffalign.objectives.beta import BetaConvention, canonical_beta
 from diffalign.policy import Policy, load_policy
 from diffalign.policy.precision import DTYPES
-from diffalign.train.checkpoint import CheckpointError, load_checkpoint, newest
-from diffalign.train.config import TrainConfig
+from diffalign.train.checkpoint import CheckpointError, load_checkpoint, name_of, newest
+from diffalign.train.config import TrainConfig, recipe_text
 from diffalign.train.finish import evaluate_run, export_run
 from diffalign.train.plan import check_optimizer, latent_elements, make_plan
-from diffalign.train.prepare import build_loader, read_records, select_for
+from diffalign.train.preflight import preflight
+from diffalign.train.prepare import build_loader, given_records, read_records, select_for
 from diffalign.train.progress import Screen
-from diffalign.train.run import RunFolder, new_run, read_config, write_text
+from diffalign.train.run import RunFolder, new_run, read_config
 from diffalign.train.trackers import Trackers
 from diffalign.train.trainer import Trainer
 from diffalign.train.validate import Validator
 
 log = logging.getLogger(__name__)
+
+PATIENCE = timedelta(hours=24)
+"""How long processes wait for one another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,15 +81,21 @@ def align(
         DivergedError: training blew up.
     """
     config = load_recipe(read_config(_run_folder(resume)) if resume else recipe, overrides)
+    source = _checkpoint_of(Path(resume)) if resume else None
     accelerator = make_accelerator(config)
     screen = Screen(accelerator.is_main_process, config.steps, config.batch, config.log.every)
+    with accelerator.main_process_first():
+        given = given_records(config, records)
+        if accelerator.is_main_process:
+            preflight(config, given)
     policy = make_policy(config, accelerator.device)
     config = with_canonical_beta(config, policy)
     for line in make_plan(config, policy, accelerator.num_processes).lines():
         screen.say(line)
     with accelerator.main_process_first():
-        given = list(records) if records is not None else read_records(config, policy, screen)
-        loader = build_loader(config, policy, select_for(config.objective, given), accelerator, screen)
+        if given is None:
+            given = select_for(config.objective, read_records(config, policy, screen))
+        loader = build_loader(config, policy, given, accelerator, screen)
     run = _claim(config, resume, accelerator)
     screen.say(f"run folder  {run.root}")
     if accelerator.is_main_process:
@@ -94,9 +104,10 @@ def align(
     if config.evaluate.prompts or config.validate.every:
         policy.keep_base()
     trainer = Trainer(config, policy, loader, accelerator, run)
-    if resume:
-        source = _checkpoint_of(Path(resume))
+    if source is not None:
         trainer.restore(load_checkpoint(source), str(source))
+        if accelerator.is_main_process:
+            run.write_config(recipe_text(config), f"until-{name_of(trainer.step)}")
     validator = Validator(config, accelerator, screen, loader.data.captions)
     trackers = Trackers(config.log.trackers if accelerator.is_main_process else (), run)
 
@@ -144,9 +155,14 @@ def cache_only(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str])
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Accelerator with the recipe's precision; accumulation is the trainer's own."""
+    """Accelerator with the recipe's precision; accumulation is the trainer's own.
+
+    Raises:
+        ConfigError: the batch cannot be shared by the processes, or they share the model in a way that the
+            trainer does not know.
+    """
     from accelerate.state import AcceleratorState
-    from accelerate.utils import set_seed
+    from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, set_seed
 
     AcceleratorState._reset_state()  # an earlier run of this Python process may have had another precision
     mixed = config.precision if config.precision in ("bf16", "fp16") else "no"
@@ -157,7 +173,15 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         raise ConfigError(
             "precision is fp16, which needs a GPU, and there is none: use precision=bf16 or fp32"
         )
-    accelerator = Accelerator(mixed_precision=mixed, cpu=cpu)
+    accelerator = Accelerator(
+        mixed_precision=mixed,
+        cpu=cpu,
+        # given here, or a variable of accelerate's launcher would divide the gradients once more
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        # encoding and validation run on one process while the others wait, for longer than NCCL's 10 minutes
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
+    check_distribution(accelerator.distributed_type)
     if config.batch % (config.accumulate * accelerator.num_processes):
         raise ConfigError(
             f"batch is {config.batch}; {accelerator.num_processes} processes x accumulate "
@@ -165,6 +189,20 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         )
     set_seed(config.seed)
     return accelerator
+
+
+def check_distribution(kind: DistributedType) -> None:
+    """Refuse launchers that cut the model up: the trainer saves and averages whole parameters.
+
+    Raises:
+        ConfigError: accelerate was started with FSDP, DeepSpeed or Megatron.
+    """
+    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ConfigError(
+            f"accelerate was launched with {kind.value}, which cuts the model up over the processes; "
+            "diffalign keeps it whole in each: launch with training/accelerate/gpu-ddp.yaml; to save memory "
+            "train a LoRA (policy.adapter), with policy.gradient_checkpointing=true and a larger accumulate"
+        )
 
 
 def make_policy(config: TrainConfig, device: torch.device) -> Policy:
@@ -201,7 +239,7 @@ def _claim(config: TrainConfig, resume: str | Path | None, accelerator: Accelera
         run = RunFolder(root=_run_folder(resume)) if resume else new_run(config.output)
         root = [str(run.root)]
         if not resume:
-            write_text(run.config, dump(config, {"objective": name_of}))
+            run.write_config(recipe_text(config))
     return RunFolder(root=Path(broadcast_object_list(root)[0]))
 
 

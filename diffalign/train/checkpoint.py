@@ -7,12 +7,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -27,9 +28,9 @@ class CheckpointError(RuntimeError):
 class Checkpoint:
     """All state of a run after ``step`` steps.
 
-    ``tensors`` holds, by prefix, ``policy/``, ``ema/``, ``optim/``, ``objective/`` and ``rng/``; ``meta``
-    plain JSON
-    values (loader position, scalar optimizer state, monitor, resolved configuration).
+    ``tensors`` holds, by prefix, ``policy/``, ``ema/``, ``optim/``, ``objective/`` and ``rng/`` (by process);
+    ``meta`` plain JSON values (loader position, scalar optimizer state, loss scaler, monitor, random states
+    of Python and numpy by process, digest of the base's weights, resolved recipe).
     """
 
     step: int
@@ -91,7 +92,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
                 f"{STATE} has {(folder / STATE).stat().st_size} bytes, {meta['bytes']} were written"
             )
         tensors = load_file(folder / STATE)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder} is no whole checkpoint ({error}): name an earlier one, or the run folder"
         ) from error
@@ -133,6 +134,73 @@ def check_fits(checkpoint: Checkpoint, own: Mapping[str, Tensor], where: str) ->
             f"{where} belongs to another model or adapter: {len(odd)} parameters differ, first {odd[0]!r};"
             " resume with the recipe of that run (config.yaml beside it)"
         )
+
+
+def check_same_run(
+    checkpoint: Checkpoint, recipe: Mapping[str, Any], base: str, where: str, agree: Sequence[str]
+) -> None:
+    """Refuse a checkpoint of a run that trained something else, though its parameters have the same shapes.
+
+    Args:
+        checkpoint: what is to be gone on from.
+        recipe: this run's resolved recipe, as plain values.
+        base: digest of the weights that this run started from.
+        where: the checkpoint's path.
+        agree: keys of the recipe, blocks or single options, that must be equal.
+
+    Raises:
+        CheckpointError: names the first key that differs, or the base.
+    """
+    remedy = "resume with the recipe of that run (config.yaml beside it), or start a new run"
+    if "recipe" not in checkpoint.meta:
+        raise CheckpointError(f"{where} does not say what it was trained with (too old): start a new run")
+    saved, own = _flat(checkpoint.meta["recipe"], agree), _flat(recipe, agree)
+    for key in sorted(set(saved) | set(own)):
+        if saved.get(key) != own.get(key):
+            found = f"{key} is {saved.get(key)!r} there and {own.get(key)!r} here"
+            raise CheckpointError(f"{where} belongs to another run: {found}; {remedy}")
+    half = {"fp32", "bf16", "fp16"}  # a run may change between these, which round the base differently
+    kinds = {checkpoint.meta["recipe"]["precision"], recipe["precision"]}
+    if len(kinds) > 1 and not kinds <= half:
+        raise CheckpointError(f"{where} belongs to another run: precision is {' or '.join(kinds)}; {remedy}")
+    if len(kinds) == 1 and checkpoint.meta["base"] != base:
+        raise CheckpointError(
+            f"{where} was trained on other base weights than those of policy.model "
+            f"{recipe['policy']['model']}; {remedy}"
+        )
+
+
+def _flat(recipe: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Options under ``keys`` by their whole name."""
+    flat: dict[str, Any] = {}
+
+    def walk(value: Any, key: str) -> None:
+        if isinstance(value, Mapping):
+            for name, inner in value.items():
+                walk(inner, f"{key}.{name}" if key else str(name))
+        elif any(key == k or key.startswith(f"{k}.") for k in keys):
+            flat[key] = value
+
+    walk(recipe, "")
+    return flat
+
+
+def set_aside(folder: Path, step: int) -> Path | None:
+    """Move checkpoints beyond ``step`` out of the way of a run that goes on from there; says where to.
+
+    Left in place they would be taken for its own: kept in place of its new ones, and resumed from.
+    """
+    later = sorted(p for p in folder.glob("step-*") if int(p.name.removeprefix("step-")) > step)
+    if not later:
+        return None
+    target, i = folder / "aside-1", 1
+    while target.exists():
+        i += 1
+        target = folder / f"aside-{i}"
+    target.mkdir()
+    for path in later:
+        os.replace(path, target / path.name)
+    return target
 
 
 def pack_optimizer(

@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from diffalign.config import dump
 from diffalign.diffusion.corrupt import GaussianNoise
 from diffalign.diffusion.process import WeightName
-from diffalign.diffusion.timesteps import Timesteps, Uniform
+from diffalign.diffusion.timesteps import Discrete, Timesteps, Uniform
 from diffalign.objectives import Objective
+from diffalign.objectives.base import name_of
 from diffalign.policy.base import ReferenceKind
 from diffalign.policy.lora import AdapterConfig
 
 Precision = Literal["fp32", "bf16", "fp16", "fp64"]
+VAE_FACTOR = 8
+"""Pixels along each side of a latent; equal for every family that diffalign knows."""
+
+
+def at_least(low: float, options: Mapping[str, float | None]) -> None:
+    """Check options, by name, against their least value; None is none given.
+
+    Raises:
+        ValueError: one is below ``low``.
+    """
+    for name, value in options.items():
+        if value is not None and not value >= low:
+            raise ValueError(f"{name} is {value}; it must be at least {low:g}")
+
+
+def is_share(options: Mapping[str, float]) -> None:
+    """Check options, by name, that are shares of a whole.
+
+    Raises:
+        ValueError: one is outside [0, 1].
+    """
+    for name, value in options.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value}; it must be in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +59,10 @@ class PolicyConfig:
     allow_download: bool = False
     """Whether a hub id may be fetched."""
 
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        at_least(1, {"text_length": self.text_length})
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorldConfig:
@@ -49,6 +80,13 @@ class WorldConfig:
     """Share of votes given at random."""
     seed: int = 0
     """Seed of prompts, pictures and votes."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        at_least(1, {"images": self.images})
+        at_least(2, {"per_prompt": self.per_prompt})
+        at_least(0, {"temperature": self.temperature, "seed": self.seed})
+        is_share({"careless": self.careless})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +118,16 @@ class DataConfig:
     cache: str = "outputs/cache"
     """Folder of cached latents and text embeddings, shared by all runs."""
 
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.resolution < VAE_FACTOR or self.resolution % VAE_FACTOR:
+            near = max(VAE_FACTOR, round(self.resolution / VAE_FACTOR) * VAE_FACTOR)
+            raise ValueError(
+                f"resolution is {self.resolution}; it must be a multiple of {VAE_FACTOR}: take {near}"
+            )
+        at_least(1, {"max_pairs": self.max_pairs})
+        is_share({"prompt_dropout": self.prompt_dropout, "max_bad_share": self.max_bad_share})
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -102,6 +150,13 @@ class OptimConfig:
     clip_norm: float = 1.0
     """Largest norm of the gradient; 0 switches clipping off."""
 
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        floors = {"learning_rate": self.learning_rate, "weight_decay": self.weight_decay, "eps": self.eps}
+        at_least(0, floors | {"warmup": self.warmup, "clip_norm": self.clip_norm})
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {self.betas}; both must be in [0, 1)")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ValidateConfig:
@@ -111,10 +166,17 @@ class ValidateConfig:
     """Steps between validations; 0 never validates."""
     prompts: int = 32
     """Prompts of the select split."""
-    seeds: int = 1
-    """Pictures of each prompt."""
+    seeds: int = 2
+    """Pictures of each prompt; a judge needs two, whose difference is its unit of measure."""
     judge: str | None = None
     """Scorer that judges; null writes pictures only."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        at_least(0, {"every": self.every})
+        at_least(1, {"prompts": self.prompts, "seeds": self.seeds})
+        if self.judge is not None and self.seeds < 2:
+            raise ValueError(f"validate.seeds is {self.seeds}; with validate.judge it must be at least 2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +200,16 @@ class EvaluateConfig:
     side: int | None = None
     """Side of the pictures in pixels; null takes the model's own."""
 
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        at_least(0, {"prompts": self.prompts, "guidance": self.guidance})
+        at_least(1, {"seeds": self.seeds, "steps": self.steps, "side": self.side})
+        if self.prompts and self.seeds < 2:
+            raise ValueError(
+                f"evaluate.seeds is {self.seeds}; judges need at least 2 pictures of each prompt, whose "
+                "difference is their unit of measure"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
@@ -147,6 +219,10 @@ class LogConfig:
     """Steps between lines on the screen; metrics.jsonl has every step."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Further places for metrics."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        at_least(1, {"every": self.every})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,9 +272,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check ranges and what must fit together; everything here fails before any weight is loaded."""
-        for name in ("steps", "batch", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        at_least(1, {"steps": self.steps, "batch": self.batch, "accumulate": self.accumulate})
+        at_least(0, {"checkpoint_every": self.checkpoint_every, "seed": self.seed})
+        at_least(1, {"keep_checkpoints": self.keep_checkpoints})
+        self._check_timesteps()
         if self.batch % self.accumulate:
             raise ValueError(
                 f"batch {self.batch} cannot be cut into accumulate={self.accumulate} equal parts"
@@ -213,3 +290,15 @@ class TrainConfig:
             raise ValueError("the objective compares with a reference: policy.reference must not be none")
         if self.keep == "best" and not (self.validate.every and self.validate.judge):
             raise ValueError("keep: best needs validate.every and validate.judge, which decide what is best")
+
+    def _check_timesteps(self) -> None:
+        if not isinstance(self.timesteps, Discrete):
+            return
+        steps = self.timesteps.steps
+        if not steps or not all(0 <= t < 1000 for t in steps):
+            raise ValueError(f"timesteps.steps is {list(steps)}; it must name timesteps from 0 to 999")
+
+
+def recipe_text(config: TrainConfig) -> str:
+    """The resolved recipe as YAML, every option written out."""
+    return dump(config, {"objective": name_of})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Set
-from contextlib import nullcontext
 from pathlib import Path
 
 from diffalign.assets import asset
@@ -68,7 +67,7 @@ def export_run(trainer: Trainer, screen: Screen) -> None:
     """Write the trained weights (the average where there is one) to export/, on the main process."""
     if not trainer.accelerator.is_main_process:
         return
-    with trainer.ema.swapped() if trainer.ema is not None else nullcontext():
+    with trainer.exported_weights():
         export_policy(trainer.policy, trainer.run.export, card=_card(trainer, "Not evaluated yet."))
     screen.say(f"weights     {trainer.run.export}")
 
@@ -80,7 +79,7 @@ def evaluate_run(trainer: Trainer, screen: Screen) -> Report | None:
     """
     if not trainer.accelerator.is_main_process:
         return None
-    with trainer.ema.swapped() if trainer.ema is not None else nullcontext():
+    with trainer.exported_weights():
         evaluation = paired_evaluation(trainer.config, trainer.policy, screen)
     report = evaluation.report()
     write_report(trainer.run.root / "report.json", report)

@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class LateReader:
         batch).
         """
         previous = self.flush()
-        values = torch.stack([v.detach().double() for v in figures.values()])
+        values = torch.stack([v.detach() for v in figures.values()])  # as they are: MPS has no float64
         event = None
         if values.is_cuda:
             host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
@@ -82,14 +83,20 @@ class Monitor:
     gradients: deque[float] = field(default_factory=lambda: deque(maxlen=50))
     rising: int = 0
     flat: int = 0
+    skipped: int = 0
+    """Steps in a row that the loss scaler of fp16 left out."""
     warnings: list[str] = field(default_factory=list)
 
     def watch(self, step: int, row: Row, samples: Sequence[int]) -> None:
         """Look at one step's figures.
 
         Raises:
-            DivergedError: the loss or the gradient norm is not finite; names the step and the batch.
+            DivergedError: the loss or the gradient norm is not finite; names the step and the batch. A step
+                that the loss scaler left out is pardoned, ``patience`` of them in a row are not.
         """
+        self.skipped = self.skipped + 1 if row.get("skipped") else 0
+        if 0 < self.skipped < self.patience:
+            return  # fp16 looks for its scale by overflowing, and nothing was learnt from this step
         bad = [k for k in ("loss", "grad_norm") if not math.isfinite(row.get(k, 0.0))]
         if bad:
             raise DivergedError(
@@ -100,6 +107,18 @@ class Monitor:
         self._watch_gaps(step, row)
         self._watch_accuracy(step, row)
         self._watch_gradient(step, row)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts so far, as JSON knows them."""
+        counts = {"rising": self.rising, "flat": self.flat, "skipped": self.skipped}
+        return counts | {"gradients": list(self.gradients), "warnings": list(self.warnings)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from the counts of a checkpoint."""
+        self.rising, self.flat, self.skipped = state["rising"], state["flat"], state["skipped"]
+        self.gradients.clear()
+        self.gradients.extend(state["gradients"])
+        self.warnings[:] = state["warnings"]
 
     def _watch_gaps(self, step: int, row: Row) -> None:
         if not {"win_gap", "lose_gap", "error_win"} <= set(row):

@@ -23,6 +23,25 @@ from diffalign.train.finish import warn_of_overlap
 from diffalign.train.progress import Screen
 
 
+def given_records(config: TrainConfig, records: Sequence[Record] | None) -> list[Record] | None:
+    """Preferences that are there before any model is, fitted to the objective.
+
+    Args:
+        config: recipe.
+        records: preferences in memory; None reads those at data.path.
+
+    Returns:
+        None where the shapes world is to make them.
+
+    Raises:
+        FileNotFoundError: nothing at data.path.
+        DataError: the data do not follow their format, or lack what the objective needs.
+    """
+    if records is None and config.data.path is None:
+        return None
+    return select_for(config.objective, _read_path(config) if records is None else list(records))
+
+
 def read_records(config: TrainConfig, policy: Policy, screen: Screen) -> list[Record]:
     """Read the recipe's preferences, or make them in the shapes world.
 
@@ -31,7 +50,7 @@ def read_records(config: TrainConfig, policy: Policy, screen: Screen) -> list[Re
         DataError: the data do not follow their format.
     """
     if config.data.path is not None:
-        return read(_found(config.data.path), config.data.format, max_pairs=config.data.max_pairs)
+        return _read_path(config)
     from diffalign.world.votes import world_records
 
     if config.data.world is None:
@@ -130,6 +149,11 @@ def build_loader(
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
+
+
+def _read_path(config: TrainConfig) -> list[Record]:
+    path = _found(config.data.path or "")
+    return read(path, config.data.format, max_pairs=config.data.max_pairs)
 
 
 def _found(path: str) -> Path:

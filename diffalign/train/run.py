@@ -44,6 +44,12 @@ class RunFolder:
         """One JSON line per step."""
         return self.root / "metrics.jsonl"
 
+    def write_config(self, text: str, old: str = "") -> None:
+        """Write the resolved recipe; one that differs is kept beside it, as config-``old``.yaml."""
+        if self.config.exists() and self.config.read_text() != text:
+            os.replace(self.config, _free(self.root / f"config-{old}.yaml"))
+        write_text(self.config, text)
+
     def write_skipped(self, bad: Sequence[tuple[str, str]], equal: Sequence[str]) -> None:
         """List what was left out of the data: unreadable images with the reason, pairs of equal images."""
         if bad or equal:
@@ -75,6 +81,15 @@ def _step(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError):
         return math.inf  # a line cut short by a kill
+
+
+def _free(path: Path) -> Path:
+    """``path``, or the first of name-2, name-3, ... that is not taken."""
+    found, i = path, 1
+    while found.exists():
+        i += 1
+        found = path.with_name(f"{path.stem}-{i}{path.suffix}")
+    return found
 
 
 def new_run(output: str) -> RunFolder:

@@ -10,6 +10,19 @@ from typing import Any
 from diffalign.train.run import RunFolder
 
 
+def check_trackers(names: Sequence[str]) -> None:
+    """Look whether trackers can be opened.
+
+    Raises:
+        ModuleNotFoundError: a tracker's package is not installed.
+    """
+    for name in names:
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(
+                f"log.trackers names {name}, which is not installed: pip install 'diffalign[trackers]'"
+            )
+
+
 class Trackers:
     """The trackers that a recipe asks for; none by default."""
 
@@ -19,11 +32,7 @@ class Trackers:
         Raises:
             ModuleNotFoundError: a tracker's package is not installed.
         """
-        for name in names:
-            if find_spec(name) is None:
-                raise ModuleNotFoundError(
-                    f"log.trackers names {name}, which is not installed: pip install 'diffalign[trackers]'"
-                )
+        check_trackers(names)
         self._open = [_tracker(name, run) for name in names]
 
     def log(self, step: int, row: dict[str, float]) -> None:

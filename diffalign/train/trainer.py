@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+import yaml
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from diffalign.data.loader import Batch
@@ -21,20 +23,27 @@ from diffalign.objectives import Denoised
 from diffalign.policy import Policy
 from diffalign.train.checkpoint import (
     Checkpoint,
+    CheckpointError,
     check_fits,
+    check_same_run,
     pack_optimizer,
     prune,
     save_checkpoint,
+    set_aside,
     unpack_optimizer,
 )
-from diffalign.train.config import TrainConfig
+from diffalign.train.config import TrainConfig, recipe_text
 from diffalign.train.ema import Ema
 from diffalign.train.metrics import StepFigures
 from diffalign.train.monitor import LateReader, Monitor
 from diffalign.train.optim import build_optimizer, learning_rate, set_learning_rate
+from diffalign.train.random_state import put_random_state, random_tensors, random_values
 from diffalign.train.run import RunFolder
 
 log = logging.getLogger(__name__)
+
+MUST_AGREE = ("objective", "policy.adapter", "policy.reference", "optim.name")
+"""Options that a resumed run cannot change; others, such as steps and the learning rate, it can."""
 
 
 class Loader(Protocol):
@@ -93,6 +102,8 @@ class Trainer:
         self._late = LateReader()
         self._took: dict[int, float] = {}
         self._batches: Iterator[Batch] | None = None
+        self.recipe: dict[str, Any] = yaml.safe_load(recipe_text(config))
+        self.base = policy.base_id()  # of the start: after training, full weights are others
         policy.wrapped, self.optimizer = accelerator.prepare(policy.denoiser, self.optimizer)
 
     # ------------------------------------------------------------------ the loop
@@ -100,8 +111,11 @@ class Trainer:
     def fit(
         self, on_step: StepHook | None = None, on_interval: Callable[[Trainer], None] | None = None
     ) -> None:
-        """Train to ``config.steps``; ``on_step`` gets each step's figures, one step late, on the main
-        process.
+        """Train to ``config.steps``.
+
+        Args:
+            on_step: gets each step's figures, one step late, on the main process.
+            on_interval: called after every step on all processes; may name the step the best so far.
 
         Raises:
             DivergedError: the loss or gradient is not finite; the last good checkpoint is kept.
@@ -114,13 +128,18 @@ class Trainer:
             self.step += 1
             self._took[self.step] = time.perf_counter() - started
             self._report(self._late.push(self.step, figures, samples), on_step)
-            every = self.config.checkpoint_every
-            if self.step == self.config.steps or (every and self.step % every == 0):
+            if on_interval is not None:
+                on_interval(self)  # before the checkpoint, which is to know whether this step is the best
+            if self._save_is_due():
                 self._report(self._late.flush(), on_step)  # a checkpoint is written only of a healthy step
                 self.save()
-            if on_interval is not None:
-                on_interval(self)
         self.clock.enter("")
+
+    def _save_is_due(self) -> bool:
+        """Whether this step is the last, the best so far, or one of every few; the same on all processes."""
+        every = self.config.checkpoint_every
+        chosen = self.step in (self.config.steps, self.best.get("step"))
+        return chosen or bool(every and self.step % every == 0)
 
     def _report(
         self, late: tuple[int, dict[str, float], Sequence[int]] | None, on_step: StepHook | None
@@ -150,9 +169,12 @@ class Trainer:
         set_learning_rate(self.optimizer, learning_rate(self.step, self.config.steps, self.config.optim))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None:
-            self.ema.update()
         out = figures.means(self._reduce_sum)
+        skipped = self.accelerator.scaler is not None and not bool(norm.isfinite())
+        if self.accelerator.scaler is not None:
+            out["skipped"] = torch.full((), float(skipped), device=norm.device)
+        if self.ema is not None and not skipped:
+            self.ema.update()
         out["grad_norm"] = norm
         out["learning_rate"] = torch.full((), self.optimizer.param_groups[0]["lr"], device=norm.device)
         return out, samples
@@ -249,15 +271,28 @@ class Trainer:
         state |= {f"objective/{k}": v for k, v in self.state.items()}
         if self.ema is not None:
             state |= {f"ema/{k}": v for k, v in self.ema.state().items()}
-        state |= {f"rng/{i}": s for i, s in enumerate(self._all_rng())}
+        tensors_of, values_of = self._random_states()
+        state |= {f"rng/{i}/{k}": v for i, own in enumerate(tensors_of) for k, v in own.items()}
+        scaler = self.accelerator.scaler
         meta = {
             "optim": scalars,
             "loader": self.loader.state_dict(),
             "ema_steps": self.ema.steps if self.ema else 0,
             "best": self.best,
             "processes": self.accelerator.num_processes,
+            "random": values_of,
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "monitor": self.monitor.state_dict(),
+            "base": self.base,
+            "recipe": self.recipe,
         }
         return Checkpoint(step=self.step, tensors=state, meta=meta)
+
+    @contextmanager
+    def exported_weights(self) -> Iterator[None]:
+        """Inside, the policy has the weights that the run gives out: the average where there is one."""
+        with self.ema.swapped() if self.ema is not None else nullcontext():
+            yield
 
     def save(self) -> None:
         """Write a checkpoint (main process) and drop those beyond the retention."""
@@ -272,32 +307,67 @@ class Trainer:
         """Go on from a checkpoint.
 
         Raises:
-            CheckpointError: it belongs to another model.
+            CheckpointError: it belongs to another model or another run.
         """
         check_fits(checkpoint, self.parameters, where)
+        check_same_run(checkpoint, self.recipe, self.base, where, MUST_AGREE)
+        meta = checkpoint.meta
         for key, value in checkpoint.part("policy").items():
             self.parameters[key].copy_(value)
-        unpack_optimizer(
-            _plain(self.optimizer), self.parameters, checkpoint.part("optim"), checkpoint.meta["optim"]
-        )
-        if self.ema is not None:
-            self.ema.load(checkpoint.part("ema"), checkpoint.meta["ema_steps"])
+        unpack_optimizer(_plain(self.optimizer), self.parameters, checkpoint.part("optim"), meta["optim"])
+        self._restore_average(checkpoint, where)
+        if self.accelerator.scaler is not None and meta["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(meta["scaler"])
         self.state.update({k: v.to(self.accelerator.device) for k, v in checkpoint.part("objective").items()})
-        self.loader.load_state_dict(checkpoint.meta["loader"])
-        self.step, self.best = checkpoint.step, checkpoint.meta["best"]
-        rng = checkpoint.part("rng").get(str(self.accelerator.process_index))
-        if rng is not None:
-            torch.set_rng_state(rng)
+        self.loader.load_state_dict(meta["loader"])
+        self.monitor.load_state_dict(meta["monitor"])
+        self.step, self.best = checkpoint.step, self._best_of(checkpoint)
+        self._restore_random(checkpoint)
         if self.accelerator.is_main_process:
-            self.run.forget_after(self.step)
+            self._forget_later()
 
-    def _all_rng(self) -> list[Tensor]:
-        """CPU generator state of every process (LoRA dropout and user code may draw from it)."""
-        own = torch.get_rng_state()
-        if self.accelerator.num_processes == 1:
-            return [own]
-        every: Tensor = self.accelerator.gather(own.to(self.accelerator.device)[None])
-        return list(every.cpu())
+    def _restore_average(self, checkpoint: Checkpoint, where: str) -> None:
+        saved = checkpoint.part("ema")
+        if bool(saved) != (self.ema is not None):
+            raise CheckpointError(
+                f"{where} belongs to another run: it {'has' if saved else 'lacks'} averaged weights, and ema "
+                f"is {self.config.ema} here; resume with the recipe of that run (config.yaml beside it)"
+            )
+        if self.ema is not None:
+            self.ema.load(saved, checkpoint.meta["ema_steps"])
+
+    def _best_of(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Best step before the checkpoint, unless its weights were deleted when a later one beat it."""
+        best: dict[str, Any] = checkpoint.meta["best"]
+        if best and not (self.run.checkpoints / best["checkpoint"]).exists():
+            log.warning("%s, the best before step %d, is gone", best["checkpoint"], checkpoint.step)
+            return {}
+        return best
+
+    def _restore_random(self, checkpoint: Checkpoint) -> None:
+        processes = checkpoint.meta["processes"]
+        if processes != self.accelerator.num_processes:
+            log.warning(
+                "the checkpoint is of %d processes, this run has %d: dropout and user code draw other random "
+                "numbers than they would have (noise and timesteps do not depend on it)",
+                processes,
+                self.accelerator.num_processes,
+            )
+            return
+        i = self.accelerator.process_index
+        put_random_state(checkpoint.part(f"rng/{i}"), checkpoint.meta["random"][i], self.accelerator.device)
+
+    def _forget_later(self) -> None:
+        self.run.forget_after(self.step)
+        moved = set_aside(self.run.checkpoints, self.step)
+        if moved is not None:
+            log.warning("checkpoints after step %d were moved to %s", self.step, moved)
+
+    def _random_states(self) -> tuple[list[dict[str, Tensor]], list[dict[str, Any]]]:
+        """Random states of every process, in order of rank."""
+        own = [(random_tensors(self.accelerator.device), random_values())]
+        every: list[tuple[dict[str, Tensor], dict[str, Any]]] = gather_object(own)
+        return [tensors for tensors, _ in every], [values for _, values in every]
 
 
 def _row_seeds(units: Sequence[int]) -> list[int]:

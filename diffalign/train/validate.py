@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Set
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from PIL import Image
 from torch import Tensor
 
@@ -19,6 +21,8 @@ from diffalign.train.config import TrainConfig
 from diffalign.train.finish import evaluation_prompts
 from diffalign.train.progress import Screen
 from diffalign.train.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 
 class Validator:
@@ -50,13 +54,13 @@ class Validator:
         self.seeds = list(range(500, 500 + config.validate.seeds))
 
     def __call__(self, trainer: Trainer) -> None:
-        """Validate if this step is due."""
+        """Validate if this step is due; all processes then agree on the best step so far."""
         every = self.config.validate.every
         if not every or trainer.step % every:
             return
         if self.accelerator.is_main_process:
             self.validate(trainer)
-        self.accelerator.wait_for_everyone()
+        trainer.best = broadcast_object_list([trainer.best])[0]
 
     def validate(self, trainer: Trainer) -> None:
         """Write a sheet of pictures, and where a judge is named the win rate against the base."""
@@ -65,26 +69,27 @@ class Validator:
             base = generate_base(
                 trainer.policy, prompts, self.seeds, self.sampling, Path(self.config.data.cache)
             )
-            model = generate(trainer.policy, prompts, self.seeds, self.sampling)
+            with trainer.exported_weights():
+                model = generate(trainer.policy, prompts, self.seeds, self.sampling)
         trainer.run.samples.mkdir(exist_ok=True)
         save_sheet(base, model, trainer.run.samples / f"{name_of(trainer.step)}.png")
-        if self.config.validate.judge is None:
-            return
-        judge = load_judges([self.config.validate.judge], [])[0]
+        if self.config.validate.judge is not None:
+            self._judge(trainer, prompts, base, model)
+
+    def _judge(self, trainer: Trainer, prompts: list[str], base: Tensor, model: Tensor) -> None:
+        judge = load_judges([self.config.validate.judge or ""], [])[0]
         before, after = score(judge.scorer, base, prompts), score(judge.scorer, model, prompts)
-        result = compare(before, after, sd=base_sd(before), resamples=500, flips=500).win_rate
-        self.screen.say(
-            f"step {trainer.step}: {judge.name} win rate {result.value:.3f} [{result.low:.3f}, "
-            f"{result.high:.3f}]"
-        )
+        try:
+            sd = base_sd(before)
+        except ValueError as error:  # a judge that is blind to these pictures must not end the training
+            log.warning("step %d: validate.judge %s cannot judge: %s", trainer.step, judge.name, error)
+            return
+        result = compare(before, after, sd=sd, resamples=500, flips=500).win_rate
+        interval = f"[{result.low:.3f}, {result.high:.3f}]"
+        self.screen.say(f"step {trainer.step}: {judge.name} win rate {result.value:.3f} {interval}")
         if result.value > trainer.best.get("win_rate", -1.0):
-            trainer.best = {
-                "win_rate": result.value,
-                "step": trainer.step,
-                "checkpoint": name_of(trainer.step),
-            }
-            if not (trainer.run.checkpoints / name_of(trainer.step)).exists():
-                trainer.save()
+            name = name_of(trainer.step)
+            trainer.best = {"win_rate": result.value, "step": trainer.step, "checkpoint": name}
 
     def keep_best(self, trainer: Trainer) -> None:
         """With ``keep: best`` put the weights that won validation back before they are exported."""

@@ -8,17 +8,38 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from diffalign.data.records import BytesImage, Record
 from diffalign.train.align import Run, align
 from diffalign.world.grammar import single_prompts
 from diffalign.world.shapes import draw
+from scorers.base import ScorerBase
 from tests.tiny import tiny_folder
+
+ROOT = Path(__file__).parents[2]
+
+
+class Brightness(ScorerBase):
+    """Judge to whom the grey pictures of untrained models differ: their mean."""
+
+    name = "brightness"
+
+    @classmethod
+    def load(cls, weights: Path | None, *, device: str | torch.device, dtype: torch.dtype) -> Brightness:
+        """Nothing to load."""
+        return cls()
+
+    def score_tensor(self, x01: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """See Scorer."""
+        return x01.mean((1, 2, 3))
 
 
 def records(n: int = 8) -> list[Record]:
@@ -56,6 +77,27 @@ def recipe(family: str, folder: Path, output: Path) -> dict[str, Any]:
 def tiny_run(family: str, folder: Path, output: Path, *overrides: str, resume: Path | None = None) -> Run:
     """Train in this process."""
     return align(recipe(family, folder, output), *overrides, records=records(), resume=resume)
+
+
+def launch(processes: int, *arguments: str) -> None:
+    """Train in processes of their own, one or several."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "tests.train.runs"]
+    if processes > 1:
+        environment["ACCELERATE_USE_CPU"] = "true"
+        launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+        launcher += ["--main_process_port", "0"]
+        command = [sys.executable, *launcher, "-m", "tests.train.runs"]
+    done = subprocess.run(
+        [*command, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def kill_at(step: int, where: str) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from diffalign.train import align as aligning
 from diffalign.train import trainer as trainers
+from diffalign.train.checkpoint import load_checkpoint
+from diffalign.train.config import TrainConfig
 from diffalign.train.monitor import DivergedError, LateReader, Monitor
 from diffalign.train.run import RunFolder
 from tests.train.runs import tiny_run
@@ -77,3 +81,59 @@ def test_a_diverging_run_keeps_its_last_good_checkpoint(
     run = RunFolder(root=tmp_path / "run")
     assert sorted(p.name for p in run.checkpoints.iterdir())[-1] == "step-000005"
     assert run.rows()[-1]["loss"] is None, "the bad step is on record, as null"
+
+
+def test_figures_travel_in_their_own_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: torch.Tensor) -> torch.Tensor:
+        raise TypeError("MPS has no float64")
+
+    monkeypatch.setattr(torch.Tensor, "double", refused)
+    reader = LateReader()
+    reader.push(1, {"loss": torch.tensor(0.1), "share": torch.tensor(1, dtype=torch.int64)}, [0])
+    assert reader.flush() == (1, {"loss": pytest.approx(0.1), "share": 1.0}, [0])
+
+
+def test_skipped_steps_are_pardoned_for_a_while() -> None:
+    monitor, overflow = Monitor(patience=5), row(grad_norm=math.inf, skipped=1.0)
+    for step in range(4):
+        monitor.watch(step, overflow, [])
+    monitor.watch(4, row(skipped=0.0), [])
+    resumed = Monitor(patience=5)
+    for step in range(5, 9):
+        monitor.watch(step, overflow, [])
+    resumed.load_state_dict(monitor.state_dict())
+    with pytest.raises(DivergedError, match="step 9"):
+        resumed.watch(9, overflow, [])
+
+
+def test_an_overflow_of_the_loss_scaler_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = aligning.make_accelerator
+
+    def with_scaler(config: TrainConfig) -> Any:
+        accelerator = make(config)
+        accelerator.scaler = scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)  # overflows at once
+
+        def unscale(*_: Any) -> None:
+            scaler.unscale_(accelerator._optimizers[0].optimizer)
+
+        monkeypatch.setattr(accelerator, "unscale_gradients", unscale)
+        monkeypatch.setattr(accelerator, "clip_grad_norm_", clip(unscale))
+        return accelerator
+
+    def clip(unscale: Any) -> Any:
+        def run(parameters: Any, limit: float) -> Any:
+            unscale()
+            return torch.nn.utils.clip_grad_norm_(parameters, limit)
+
+        return run
+
+    monkeypatch.setattr(aligning, "make_accelerator", with_scaler)
+    run = tiny_run("sd", tmp_path, tmp_path / "run", "steps=12", "objective.beta=5000")
+    lines = RunFolder(root=run.dir).rows()
+    skips = [line["skipped"] for line in lines]
+    assert 1.0 in skips
+    assert 0.0 in skips
+    assert all((line["grad_norm"] is None) == bool(line["skipped"]) for line in lines)
+    saved = load_checkpoint(run.dir / "checkpoints" / "step-000012")
+    assert saved.meta["ema_steps"] == skips.count(0.0)
+    assert saved.meta["scaler"]["scale"] == 2.0 ** (127 - skips.count(1.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -11,12 +12,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from diffalign.train import checkpoint as checkpoints
 from diffalign.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest, save_checkpoint
+from diffalign.train.random_state import put_random_state
+from tests.tiny import tiny_pipeline
 from tests.train.runs import tiny_run
 
 ROOT = Path(__file__).parents[2]
@@ -124,3 +128,65 @@ def test_half_written_and_foreign_checkpoints_are_refused(folder: Path, tmp_path
         tiny_run("sd", folder, tmp_path / "x", resume=empty)
     with pytest.raises(FileNotFoundError, match="no run folder"):
         tiny_run("sd", folder, tmp_path / "x", resume=tmp_path / "nowhere")
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    run = tiny_run("sd", folder, tmp_path / "run", "steps=2")
+    before = (run.dir / "config.yaml").read_text()
+    other = tmp_path / "other"
+    pipeline = tiny_pipeline("sd")
+    pipeline.unet.conv_in.weight.data += 0.1
+    pipeline.save_pretrained(other)
+    for override, message in [
+        ("objective.beta=1000", r"objective\.beta is 500\.0 there and 1000\.0 here"),
+        ("policy.adapter.alpha=8", r"policy\.adapter\.alpha is 4\.0 there and 8\.0 here"),
+        ("optim.name=adafactor", r"optim\.name is 'adamw' there"),
+        ("precision=fp64", "precision is"),
+        ("ema=0", "it has averaged weights, and ema is 0.0 here"),
+        (f"policy.model={other}", "other base weights"),
+    ]:
+        with pytest.raises(CheckpointError, match=message):
+            tiny_run("sd", folder, tmp_path / "x", override, "steps=3", resume=run.dir)
+    assert (run.dir / "config.yaml").read_text() == before
+
+
+def test_the_recipe_beside_a_resumed_run_is_the_one_that_ran(folder: Path, tmp_path: Path) -> None:
+    run = tiny_run("sd", folder, tmp_path / "run", "steps=2")
+    tiny_run("sd", folder, tmp_path / "x", "steps=3", resume=run.dir)
+    assert "\nsteps: 3\n" in (run.dir / "config.yaml").read_text()
+    assert "\nsteps: 2\n" in (run.dir / "config-until-step-000002.yaml").read_text()
+
+
+def test_going_back_sets_later_checkpoints_aside(folder: Path, tmp_path: Path) -> None:
+    run = tiny_run("sd", folder, tmp_path / "run", "steps=4", "checkpoint_every=1", "keep_checkpoints=9")
+    start = run.dir / "checkpoints" / "step-000002"
+    tiny_run("sd", folder, tmp_path / "x", "steps=3", resume=start)
+    assert newest(run.dir / "checkpoints") == run.dir / "checkpoints" / "step-000003"
+    aside = run.dir / "checkpoints" / "aside-1"
+    assert {p.name for p in aside.iterdir()} == {"step-000003", "step-000004"}
+
+
+def test_a_damaged_checkpoint_of_full_size_is_refused(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, some())
+    state = path / "state.safetensors"
+    state.write_bytes(b"\xff" * state.stat().st_size)
+    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+        load_checkpoint(path)
+
+
+def test_monitor_and_all_random_states_are_in_a_checkpoint(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tiny_run("sd", folder, tmp_path / "run", "steps=2")
+    saved = load_checkpoint(run.dir / "checkpoints" / "step-000002")
+    assert saved.meta["monitor"]["gradients"] == [row["grad_norm"] for row in rows(run.dir)]
+    assert saved.meta["recipe"]["policy"]["adapter"]["rank"] == 2
+    put_random_state(saved.part("rng/0"), saved.meta["random"][0], torch.device("cpu"))
+    drawn = (random.random(), float(np.random.rand()), float(torch.rand(())))  # noqa: NPY002
+    random.seed(7), np.random.seed(7), torch.manual_seed(7)  # noqa: NPY002
+    put_random_state(saved.part("rng/0"), saved.meta["random"][0], torch.device("cpu"))
+    assert drawn == (random.random(), float(np.random.rand()), float(torch.rand(())))  # noqa: NPY002
+    meta = run.dir / "checkpoints" / "step-000002" / "state.json"
+    meta.write_text(meta.read_text().replace('"processes": 1', '"processes": 2'))
+    tiny_run("sd", folder, tmp_path / "x", "steps=3", resume=run.dir)
+    assert "the checkpoint is of 2 processes, this run has 1" in caplog.text

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 from PIL import Image
 from safetensors.torch import load_file
 
 from diffalign.config import ConfigError
+from diffalign.data.loader import Loader
 from diffalign.train.align import align
-from tests.train.runs import records, tiny_run
+from tests.train.runs import launch, records, tiny_run
 
-ROOT = Path(__file__).parents[2]
+each = Loader.__iter__
 
 
 @pytest.fixture(scope="module")
@@ -36,22 +36,12 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "export" / "pytorch_lora_weights.safetensors")
 
 
-def launch(processes: int, *arguments: str) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "tests.train.runs"]
-    if processes > 1:
-        environment["ACCELERATE_USE_CPU"] = "true"
-        launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-        launcher += ["--main_process_port", "0"]
-        command = [sys.executable, *launcher, "-m", "tests.train.runs"]
-    done = subprocess.run(
-        [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.mark.parametrize("family", ["sd", "sdxl", "sd3"])
-def test_starts_at_log_two_and_learns(family: str, folder: Path, tmp_path: Path) -> None:
+def test_starts_at_log_two_and_learns(
+    family: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One batch again and again, with its own noise: on fresh noise a random network shows luck, not learning.
+    monkeypatch.setattr(Loader, "__iter__", lambda loader: itertools.repeat(next(each(loader))))
     run = tiny_run(
         family, folder, tmp_path / "run", "steps=12", "data.prompt_dropout=0", "optim.learning_rate=3e-3"
     )
@@ -59,7 +49,8 @@ def test_starts_at_log_two_and_learns(family: str, folder: Path, tmp_path: Path)
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert lines[0]["accuracy"] == 0.5
-    assert sum(line["loss"] for line in lines[-3:]) / 3 < math.log(2) - 0.01
+    assert sum(line["loss"] for line in lines[-3:]) / 3 < math.log(2) - 0.2
+    assert lines[-1]["accuracy"] > 0.5
     assert {"win_gap", "lose_gap", "gradient_factor", "grad_norm", "learning_rate", "win_gap_t0"} <= set(
         lines[0]
     )
@@ -101,35 +92,57 @@ def test_fp16_without_a_gpu_is_refused_early(
         tiny_run("sd", folder, tmp_path / "run", "precision=fp16")
 
 
-def test_gradient_checkpointing_changes_nothing(folder: Path, tmp_path: Path) -> None:
+def test_gradient_checkpointing_changes_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = torch.utils.checkpoint.checkpoint, []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments[0])
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", counted)
     plain = tiny_run("sd", folder, tmp_path / "a", "steps=3")
+    assert not calls
     saving = tiny_run("sd", folder, tmp_path / "b", "steps=3", "policy.gradient_checkpointing=true")
+    assert calls, "nothing was recomputed"
     for key, value in weights(plain.dir).items():
         torch.testing.assert_close(weights(saving.dir)[key], value, rtol=1e-4, atol=1e-6)
 
 
-def test_accumulation_equals_the_big_batch(folder: Path, tmp_path: Path) -> None:
-    big = tiny_run("sd", folder, tmp_path / "a", "precision=fp64", "data.latents=mode")
-    small = tiny_run("sd", folder, tmp_path / "b", "precision=fp64", "data.latents=mode", "accumulate=4")
+def same_gradients(one: Path, other: Path, rel: float) -> None:
+    """Adam and clipping hide a wrong scale of the gradient from the weights, so its norm is compared."""
+    for a, b in zip(rows(one), rows(other), strict=True):
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=rel)
+
+
+@pytest.mark.parametrize("clip", [1.0, 0.0])
+def test_accumulation_equals_the_big_batch(clip: float, folder: Path, tmp_path: Path) -> None:
+    shared = ["precision=fp64", "data.latents=mode", f"optim.clip_norm={clip}"]
+    big = tiny_run("sd", folder, tmp_path / "a", *shared)
+    small = tiny_run("sd", folder, tmp_path / "b", *shared, "accumulate=4")
     for one, other in zip(rows(big.dir), rows(small.dir), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-9)
+    same_gradients(big.dir, small.dir, 1e-9)
     for key, value in weights(big.dir).items():
         torch.testing.assert_close(weights(small.dir)[key], value, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("precision", "steps", "bound"), [("fp64", 10, 1e-9), ("fp32", 1, 1e-5), ("fp32", 10, 1e-4)]
+    ("precision", "steps", "clip", "bound"),
+    [("fp64", 10, 1.0, 1e-9), ("fp64", 10, 0.0, 1e-9), ("fp32", 1, 1.0, 1e-5), ("fp32", 10, 1.0, 1e-4)],
 )
 def test_two_processes_equal_one(
-    precision: str, steps: int, bound: float, folder: Path, tmp_path: Path
+    precision: str, steps: int, clip: float, bound: float, folder: Path, tmp_path: Path
 ) -> None:
-    shared = [f"precision={precision}", f"steps={steps}"]
+    shared = [f"precision={precision}", f"steps={steps}", f"optim.clip_norm={clip}"]
     launch(1, "sd", str(folder), str(tmp_path / "one"), *shared)
     launch(2, "sd", str(folder), str(tmp_path / "two"), *shared)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     state = next((tmp_path / "two" / "checkpoints").glob("step-*")) / "state.json"
     assert json.loads(state.read_text())["meta"]["processes"] == 2, "the launcher started one process only"
+    same_gradients(tmp_path / "one", tmp_path / "two", 1e-9 if precision == "fp64" else 1e-2)
     largest = max(float((one[k].double() - two[k].double()).abs().max()) for k in one)
     assert largest <= bound
     for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
