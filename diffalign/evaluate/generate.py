@@ -91,8 +91,8 @@ def generate_base(
 def _base_key(policy: Policy, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling) -> str:
     """Key of the base's pictures: all that decides them, the device's noise and arithmetic included."""
     what = [policy.base_id(), policy.encoder_id("vae"), policy.encoder_id("text"), list(prompts), list(seeds)]
-    settings = [sampling.steps, sampling.guidance, sampling.side, type(policy.pipeline.scheduler).__name__]
-    where = [policy.device.type, str(policy.dtype)]
-    # fp32 on the CPU is the plain case: pictures that were kept before others were told apart stay good
-    parts = [what, settings] if where == ["cpu", "torch.float32"] else [what, settings, where]
+    scheduler = policy.pipeline.scheduler
+    settings = [sampling.steps, sampling.guidance, sampling.side, type(scheduler).__name__]
+    settings.append(json.dumps(dict(scheduler.config), sort_keys=True, default=str))
+    parts = [what, settings, policy.device.type, str(policy.dtype)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -24,6 +25,7 @@ from diffalign.policy.lora import (
     copy_adapter,
     freeze_all_but,
     load_adapter,
+    load_into,
     tuner_layers,
     with_source_alpha,
     without_dropout,
@@ -237,7 +239,8 @@ class Policy:
             modules = [m for m in (getattr(self.pipeline, n) for n in sorted(names)) if m is not None]
             digest = weights_digest(modules, self.frozen_adapters)
             empty = "-zeros" if self.family.zero_unconditional(self.pipeline) else ""
-            self._ids[part] = digest if part == "vae" else f"{digest}-{self.text_length}{empty}"
+            how = f"{tokenizers_digest(self.pipeline)}-{self.text_length}{empty}"
+            self._ids[part] = digest if part == "vae" else f"{digest}-{how}"
         return self._ids[part]
 
     def base_id(self) -> str:
@@ -322,7 +325,7 @@ class Policy:
     def _add_adapters(self, adapter: AdapterConfig) -> None:
         for i, source in enumerate(adapter.frozen):
             name = f"frozen{i}"
-            self.pipeline.load_lora_weights(source, adapter_name=name)
+            load_into(self.pipeline, source, name)
             without_dropout(self.denoiser, name)
             self.frozen_adapters.append(name)
         add_adapter(self.denoiser, adapter, self.family.lora_targets)
@@ -340,6 +343,18 @@ class Policy:
 def _channels(values: Sequence[float], like: Tensor) -> Tensor:
     """(1, C, 1, 1) tensor of one number per latent channel."""
     return torch.tensor(values, device=like.device, dtype=like.dtype).view(1, -1, 1, 1)
+
+
+def tokenizers_digest(pipeline: Any) -> str:
+    """Start of the sha256 over all tokenizers: the same weights read another vocabulary as other prompts."""
+    digest = hashlib.sha256()
+    for name in sorted(n for n in pipeline.components if n.startswith("tokenizer")):
+        tokenizer = getattr(pipeline, name)
+        if tokenizer is not None:
+            rules = json.loads(tokenizer.backend_tokenizer.to_str())
+            kept = {k: v for k, v in rules.items() if k not in ("padding", "truncation")}  # set by each call
+            digest.update(json.dumps([kept, tokenizer.model_max_length], sort_keys=True).encode())
+    return digest.hexdigest()[:16]
 
 
 def weights_digest(modules: Sequence[nn.Module], adapters: Sequence[str] = ()) -> str:

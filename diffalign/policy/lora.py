@@ -187,6 +187,33 @@ def _plain_key(key: str, name: str) -> str:
     return key.replace(f".{name}.", ".")
 
 
+def lora_file(source: str) -> Path:
+    """File of a LoRA that is here: looked for before diffusers would look for it on a hub.
+
+    Raises:
+        FileNotFoundError: there is no LoRA at ``source``.
+    """
+    path = Path(source)
+    file = path / "pytorch_lora_weights.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"no LoRA at {source}: a folder with pytorch_lora_weights.safetensors or that file is needed"
+        )
+    return file
+
+
+def load_into(pipeline: Any, source: str, name: str | None = None) -> None:
+    """Load a LoRA that is here into a pipeline, without a look at any hub.
+
+    Raises:
+        FileNotFoundError: there is no LoRA at ``source``.
+    """
+    file = lora_file(source)
+    pipeline.load_lora_weights(
+        str(file.parent), weight_name=file.name, adapter_name=name, local_files_only=True
+    )
+
+
 def read_lora(source: str) -> SavedLora:
     """Read a LoRA from an exported folder or a file.
 
@@ -196,12 +223,7 @@ def read_lora(source: str) -> SavedLora:
     """
     from safetensors import safe_open
 
-    path = Path(source)
-    file = path / "pytorch_lora_weights.safetensors" if path.is_dir() else path
-    if not file.exists():
-        raise FileNotFoundError(
-            f"no LoRA at {source}: a folder with pytorch_lora_weights.safetensors or that file is needed"
-        )
+    file = lora_file(source)
     with safe_open(file, "pt") as opened:
         state = {k.split(".", 1)[1]: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118 (no dict)
         packed = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))

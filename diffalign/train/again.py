@@ -12,7 +12,7 @@ from diffalign.evaluate.generate import Sampling, generate
 from diffalign.evaluate.report import load_report, show_report, write_report
 from diffalign.policy import Policy, load_policy
 from diffalign.policy.export import LORA_FILE, export_policy, merge
-from diffalign.policy.lora import AdapterConfig
+from diffalign.policy.lora import AdapterConfig, load_into
 from diffalign.policy.precision import DTYPES, best_device
 from diffalign.train.align import load_recipe
 from diffalign.train.config import TrainConfig
@@ -122,7 +122,7 @@ def generate_to(
     """
     policy = load_policy(model).to(best_device())
     if lora is not None:
-        policy.pipeline.load_lora_weights(lora)
+        load_into(policy.pipeline, lora)
     output.mkdir(parents=True, exist_ok=True)
     paths = [output / f"{i:04d}-{s}.png" for i in range(len(prompts)) for s in range(seeds)]
     taken = [p for p in paths if p.exists()]

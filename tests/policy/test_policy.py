@@ -12,6 +12,8 @@ from diffalign.diffusion.spaces import native_error
 from diffalign.policy import Policy, load_policy
 from diffalign.policy.export import export_policy
 from diffalign.policy.lora import ADAPTER, AdapterConfig, adapter_parameters
+from diffalign.train.again import generate_to
+from diffalign.world.models import clip_tokenizer
 from tests.tiny import tiny_folder, tiny_pipeline
 
 FAMILIES = ["sd", "sd-v", "sdxl", "sd3"]
@@ -320,3 +322,21 @@ def test_a_dropped_prompt_is_the_unconditional_of_sampling(folder: Path) -> None
     other.pipeline.register_to_config(force_zeros_for_empty_prompt=False)
     assert other.encode_prompts([""])[0]["text"].abs().sum() > 0
     assert other.encoder_id("text") != policy.encoder_id("text"), "or embeddings of the other kind are found"
+
+
+@pytest.mark.parametrize("family", ["sd", "sd3"])
+def test_another_vocabulary_is_another_text_encoder(family: str, folder: Path) -> None:
+    policy, other = (load_policy(tiny_folder(family, folder)) for _ in range(2))
+    other.pipeline.tokenizer = clip_tokenizer(("circle", "red", "a"))
+    before = policy.encoder_id("text")
+    assert other.encoder_id("text") != before, "equal weights under other token ids give other embeddings"
+    again = load_policy(tiny_folder(family, folder))
+    again.encode_prompts(["a red circle"])
+    assert again.encoder_id("text") == before, "what a call leaves in the tokenizer does not count"
+
+
+def test_a_lora_that_is_not_here_is_never_looked_for_elsewhere(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no LoRA at nowhere/typo"):
+        load_policy(tiny_folder("sd", folder), AdapterConfig(frozen=("nowhere/typo",)))
+    with pytest.raises(FileNotFoundError, match="no LoRA at nowhere/typo"):
+        generate_to(tmp_path, tiny_folder("sd", folder), ["a red circle"], "nowhere/typo", 1, 2, 4.0)
