@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -187,8 +188,22 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             f"batch is {config.batch}; {accelerator.num_processes} processes x accumulate "
             f"{config.accumulate} must divide it"
         )
+    torch.set_num_threads(cpu_threads(config.threads, accelerator.num_processes))
     set_seed(config.seed)
     return accelerator
+
+
+def cpu_threads(asked: int, processes: int) -> int:
+    """CPU threads of this process: as asked, as set up, or (under accelerate launch) its share of the cores.
+
+    accelerate launch sets one thread where the user says nothing, which leaves a laptop's other cores idle.
+    """
+    if asked:
+        return asked
+    if os.environ.get("OMP_NUM_THREADS") == "1" and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+        return max(1, (os.cpu_count() or 1) // here)
+    return torch.get_num_threads()
 
 
 def check_distribution(kind: DistributedType) -> None:

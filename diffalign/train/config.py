@@ -255,6 +255,8 @@ class TrainConfig:
     """Decay of the averaged weights that are exported; 0 keeps none."""
     seed: int = 0
     """Seed of everything."""
+    threads: int = 0
+    """CPU threads of a process; 0 leaves them; where accelerate launch sets one, all cores are shared out."""
     output: str = "outputs/run"
     """Run folder."""
     checkpoint_every: int = 100

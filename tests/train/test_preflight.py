@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from accelerate import DistributedType
 
 from diffalign.config import ConfigError
 from diffalign.train import align as aligning
 from diffalign.train import trackers
-from diffalign.train.align import PATIENCE, align, check_distribution, load_recipe, make_accelerator
+from diffalign.train.align import (
+    PATIENCE,
+    align,
+    check_distribution,
+    cpu_threads,
+    load_recipe,
+    make_accelerator,
+)
 from diffalign.train.preflight import preflight
 from scorers.registry import RegistryError
 from tests.train.runs import recipe, records
@@ -80,3 +89,17 @@ def test_launchers_that_cut_the_model_up_are_refused() -> None:
     check_distribution(DistributedType.MULTI_GPU)
     with pytest.raises(ConfigError, match=r"launched with FSDP.*gpu-ddp\.yaml"):
         check_distribution(DistributedType.FSDP)
+
+
+def test_accelerate_launch_leaves_no_core_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert cpu_threads(0, 1) == torch.get_num_threads(), "what the user set is left alone"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert cpu_threads(0, 1) == 8
+    assert cpu_threads(0, 4) == 2
+    assert cpu_threads(3, 4) == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert cpu_threads(0, 32) == 1
