@@ -47,15 +47,16 @@ def notes(pipelines: Path) -> str:
         shares = [examined.get(k) for k in ("one_object", "one_object_256", "two_objects")]
         cells = " | ".join("" if share is None else f"{share:.1%}" for share in shares)
         lines.append(f"| `{name}` | {found[name]['step']} | {cells} |")
-    vae = found["vae"]
+    vae, decoder = found["vae"], found["decoder"]
     return "\n".join(
         [
             *lines,
             "",
             "Share of held-out prompts (500 of one object, 200 of two) whose picture shows shape, colour,",
             "background and relation as asked, by `training/pretrain_shapes.py examine`. The VAE that both",
-            f"share was trained for {vae['step']} steps: the oracle reads {vae['right']:.1%} of its",
-            f"reconstructions right, and their mean absolute error is {vae['error_255']:.1f}/255.",
+            f"share was trained for {vae['step']} steps, its decoder for {decoder['step']} more: the",
+            f"oracle reads {decoder['right']:.1%} of its reconstructions right, and their mean absolute",
+            f"error is {decoder['error_255']:.1f}/255.",
         ]
     )
 
