@@ -282,6 +282,11 @@ class TrainConfig:
             raise ValueError(
                 f"batch {self.batch} cannot be cut into accumulate={self.accumulate} equal parts"
             )
+        if self.precision == "fp64" and (self.evaluate.prompts or self.validate.every):
+            raise ValueError(
+                "precision is fp64, in which no pictures can be made (text encoders and VAE stay in fp32): "
+                "set evaluate.prompts=0 and validate.every=0"
+            )
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}; it must be in [0, 1), for example 0.99")
         if self.data.path is None and self.data.world is None:

@@ -121,7 +121,7 @@ class DecoderStage(VaeStage):
     frayed shapes from it.
     """
 
-    name, steps, learning_rate, spread = "decoder", 1000, 1e-3, 0.35
+    name, steps, learning_rate, spread = "decoder", 1800, 1e-3, 0.35
 
     def __init__(self, folder: Path) -> None:
         """Take the trained VAE in ``folder`` and freeze its encoder."""
@@ -164,7 +164,7 @@ class DenoiserStage(Stage):
     measure.
     """
 
-    steps, learning_rate, batch, drop = 7000, 1e-3, 64, 0.1
+    steps, learning_rate, batch, drop = 9000, 1e-3, 64, 0.1
 
     def __init__(self, vae_folder: Path, work: Path) -> None:
         """Untrained, around a trained VAE; ``work`` keeps the cached latents."""

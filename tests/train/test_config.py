@@ -24,6 +24,7 @@ from diffalign.train.align import load_recipe
         ("validate.seeds=0", "validate: seeds is 0"),
         ("evaluate.prompts=-1", "evaluate: prompts is -1"),
         ("log.every=0", "log: every is 0"),
+        ("precision=fp64", "fp64, in which no pictures"),
     ],
 )
 def test_values_out_of_range_are_named(override: str, message: str) -> None:
