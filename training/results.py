@@ -18,8 +18,8 @@ START, END = "<!-- results -->", "<!-- /results -->"
 COLUMNS = ("run", "judge (held out)", "win rate [95 %]", "W/T/L", "gain in s.d.", "obedience")
 HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
-TUNED = """The recipe of the UNet was chosen in eleven trials on the tastes `large`, `high` and `dark`, judged on
-training prompts that nobody had voted on; the prompts reported here had no part in them. (Thirteen earlier
+TUNED = """The recipe of the UNet was chosen in eleven trials on the tastes `large`, `high` and `dark`, judged
+on training prompts that nobody had voted on; the prompts reported here had no part in them. (Thirteen earlier
 trials of another recipe, on `large` and an earlier base, were judged on prompts that are reported here.)
 The beta of 3000 is for `large`; `high` has 2500 and `dark`, which the model learns most easily, 10000.
 Each run was made once, with one seed."""
