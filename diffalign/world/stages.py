@@ -125,7 +125,7 @@ class DecoderStage(VaeStage):
 
     def __init__(self, folder: Path) -> None:
         """Take the trained VAE in ``folder`` and freeze its encoder."""
-        self.vae = AutoencoderKL.from_pretrained(folder).requires_grad_(False)
+        self.vae = load_vae(folder).requires_grad_(False)
         self.vae.decoder.requires_grad_(True)
         self.vae.post_quant_conv.requires_grad_(True)
         self.modules = nn.ModuleDict({"vae": self.vae})
@@ -150,6 +150,13 @@ class DecoderStage(VaeStage):
         self.vae.to(torch.float32)
 
 
+def load_vae(folder: Path) -> AutoencoderKL:
+    """Trained VAE of a folder, whose name it forgets: what is saved from it is not of one machine."""
+    vae = AutoencoderKL.from_pretrained(folder)
+    vae.register_to_config(_name_or_path="")
+    return vae
+
+
 def edge_weight(x: Tensor) -> Tensor:
     """(B, 1, H, W) weights, 1 on flat ground and up to 5 around edges: most pixels are flat, what counts is
     not.
@@ -168,7 +175,7 @@ class DenoiserStage(Stage):
 
     def __init__(self, vae_folder: Path, work: Path) -> None:
         """Untrained, around a trained VAE; ``work`` keeps the cached latents."""
-        self.vae = AutoencoderKL.from_pretrained(vae_folder).requires_grad_(False)
+        self.vae = load_vae(vae_folder).requires_grad_(False)
         self.latents = cached_latents(self.vae, work / "latents.safetensors")
         self.prompts = [str(p) for p in sample_prompts(PICTURES, np.random.default_rng(2))]
         hard = np.array([any(f" {shape}" in p for shape in HARD) for p in self.prompts])

@@ -37,6 +37,12 @@ def test_both_share_one_vae_and_all_is_small() -> None:
     assert weights[0] == weights[1]
 
 
+def test_nothing_names_a_folder_of_one_machine() -> None:
+    configs = [json.loads(p.read_text()) for p in SHAPES.rglob("*config.json")]
+    assert len(configs) > 8
+    assert not any(c.get("_name_or_path") for c in configs)
+
+
 def test_notes_and_cards_say_how_well_each_obeys() -> None:
     notes = json.loads((SHAPES / "pretraining.json").read_text())
     assert {"unet", "dit", "vae", "decoder"} == set(notes)
