@@ -76,7 +76,7 @@ def demo(
 ) -> None:
     """From preferences to a better model in a few minutes.
 
-    Example: diffalign demo --taste dark
+    Example: diffalign demo --taste high
     """
     from diffalign.demo import demo as run
 

@@ -15,7 +15,7 @@ Diffusion-DPO, and is then judged, on prompts that it never saw, against itself 
 
 NEXT = """
 [bold]What next?[/bold]
-  another taste       diffalign demo --taste dark
+  another taste       diffalign demo --taste high
   your own model      diffalign recipes copy sd15-dpo-lora my.yaml && diffalign train my.yaml --dry-run
   look at the result  open {gallery} in a browser
 """
