@@ -25,11 +25,15 @@ def main(
     steps: Annotated[int, typer.Option(help="steps in all; 0 = the stage's default")] = 0,
     minutes: Annotated[float, typer.Option(help="stop (resumably) after so many minutes; 0 = never")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 = torch's choice")] = 0,
+    compile: Annotated[
+        bool, typer.Option(help="torch.compile: a third faster; needs a C++ compiler")
+    ] = False,
 ) -> None:
     """Train one stage, or all of them in order; then measure what came out."""
     stages = ("vae", "decoder", "unet", "dit") if stage == "all" else (stage,)
     for name in (s for s in stages if s != "examine"):
-        pretrain(name, work=work, out=out, budget=Budget(steps=steps, minutes=minutes, threads=threads))
+        budget = Budget(steps=steps, minutes=minutes, threads=threads, compile=compile)
+        pretrain(name, work=work, out=out, budget=budget)
     for name in ("unet", "dit") if stage in ("all", "examine") else ():
         typer.echo(f"{name}: {examine(out, name)}")
 

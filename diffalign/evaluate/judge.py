@@ -25,9 +25,17 @@ class Judge:
     name: str
     scorer: Scorer
     held_out: bool
+    device: str | torch.device = "cpu"
+    """Where the scorer computes, and so where it wants its pictures."""
+
+    def score(self, pictures: Tensor, prompts: Sequence[str]) -> np.ndarray:
+        """(P, S) scores of (P, S, 3, H, W) uint8 pictures of P prompts."""
+        return score(self.scorer, pictures, prompts, device=self.device)
 
 
-def load_judges(held_out: Sequence[str], trained_on: Sequence[str], device: str = "cpu") -> list[Judge]:
+def load_judges(
+    held_out: Sequence[str], trained_on: Sequence[str], device: str | torch.device = "cpu"
+) -> list[Judge]:
     """Load judges from ``name`` or ``name=weights`` strings, the primary (first held-out) one first.
 
     Raises:
@@ -45,20 +53,27 @@ def load_judges(held_out: Sequence[str], trained_on: Sequence[str], device: str 
     ]
 
 
-def _load(spec: str, held_out: bool, device: str) -> Judge:
+def _load(spec: str, held_out: bool, device: str | torch.device) -> Judge:
     from diffalign.assets import asset
 
     name, _, weights = spec.partition("=")
     path = str(asset(weights)) if weights else None
-    return Judge(name=name, scorer=scorers.load(name, path, device=device), held_out=held_out)
+    return Judge(name=name, scorer=scorers.load(name, path, device=device), held_out=held_out, device=device)
 
 
 @torch.no_grad()
-def score(scorer: Scorer, pictures: Tensor, prompts: Sequence[str], chunk: int = 64) -> np.ndarray:
-    """(P, S) scores of (P, S, 3, H, W) uint8 pictures of P prompts."""
+def score(
+    scorer: Scorer,
+    pictures: Tensor,
+    prompts: Sequence[str],
+    *,
+    chunk: int = 64,
+    device: str | torch.device = "cpu",
+) -> np.ndarray:
+    """(P, S) scores of (P, S, 3, H, W) uint8 pictures of P prompts; ``device`` is where the scorer is."""
     flat, texts = pictures.flatten(0, 1), [p for p in prompts for _ in range(pictures.shape[1])]
     parts = [
-        scorer.score_tensor(flat[i : i + chunk].float() / 255, texts[i : i + chunk]).cpu()
+        scorer.score_tensor(flat[i : i + chunk].to(device).float() / 255, texts[i : i + chunk]).cpu()
         for i in range(0, len(flat), chunk)
     ]
     scores: np.ndarray = torch.cat(parts).double().reshape(pictures.shape[:2]).numpy()
@@ -123,7 +138,7 @@ def evaluate_pictures(
     model_name: str,
 ) -> Evaluation:
     """Score paired (P, S, 3, H, W) uint8 pictures by every judge."""
-    scores = {j.name: (score(j.scorer, base, prompts), score(j.scorer, model, prompts)) for j in judges}
+    scores = {j.name: (j.score(base, prompts), j.score(model, prompts)) for j in judges}
     return Evaluation(
         prompts=prompts,
         base_name=base_name,

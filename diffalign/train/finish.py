@@ -102,7 +102,7 @@ def paired_evaluation(config: TrainConfig, policy: Policy, screen: Screen) -> Ev
             "there are %d prompts to report on, not the %d asked for: all of them are taken; "
             "more seeds narrow the intervals too", len(prompts), options.prompts,
         )  # fmt: skip
-    judges = load_judges(options.judges, options.trained_on)
+    judges = load_judges(options.judges, options.trained_on, policy.device)
     sampling = Sampling(steps=options.steps, guidance=options.guidance, side=options.side)
     seeds = list(range(options.seeds))
     with screen.task("evaluating", 2 * len(prompts) * len(seeds)) as advance:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffalign.config import ConfigError
 from diffalign.evaluate.generate import Sampling, generate, generate_base
-from diffalign.evaluate.judge import load_judges, score
+from diffalign.evaluate.judge import load_judges
 from diffalign.evaluate.stats import base_sd, compare
 from diffalign.train.checkpoint import load_checkpoint, name_of
 from diffalign.train.config import TrainConfig
@@ -77,8 +77,8 @@ class Validator:
             self._judge(trainer, prompts, base, model)
 
     def _judge(self, trainer: Trainer, prompts: list[str], base: Tensor, model: Tensor) -> None:
-        judge = load_judges([self.config.validate.judge or ""], [])[0]
-        before, after = score(judge.scorer, base, prompts), score(judge.scorer, model, prompts)
+        judge = load_judges([self.config.validate.judge or ""], [], trainer.policy.device)[0]
+        before, after = judge.score(base, prompts), judge.score(model, prompts)
         try:
             sd = base_sd(before)
         except ValueError as error:  # a judge that is blind to these pictures must not end the training

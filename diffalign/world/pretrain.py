@@ -28,11 +28,14 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """When to stop: ``steps`` in all (0 = the stage's default) and ``minutes`` of this run (0 = no limit)."""
+    """When to stop: ``steps`` in all (0 = the stage's default) and ``minutes`` of this run (0 = no limit);
+    how to compute.
+    """
 
     steps: int = 0
     minutes: float = 0
     threads: int = 0
+    compile: bool = False
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -168,4 +171,7 @@ def pretrain(name: str, *, work: Path, out: Path, budget: Budget) -> None:
     if budget.threads:
         torch.set_num_threads(budget.threads)
     work.mkdir(parents=True, exist_ok=True)
-    Loop(build_stage(name, work, out), work, out, budget).run()
+    stage = build_stage(name, work, out)
+    if budget.compile and stage.busiest:
+        setattr(stage, stage.busiest, torch.compile(getattr(stage, stage.busiest)))
+    Loop(stage, work, out, budget).run()

@@ -26,6 +26,7 @@ from diffalign.world.models import (
 from diffalign.world.obedience import obedience
 from diffalign.world.oracle import measure, obeys
 from diffalign.world.shapes import draw
+from diffalign.world.teacher import Teacher, short_attention
 
 PICTURES = 24_000
 """Pictures whose latents are cached for the UNet and the MMDiT."""
@@ -40,6 +41,8 @@ class Stage(ABC):
     steps: int
     learning_rate: float
     modules: nn.ModuleDict
+    busiest: str = ""
+    """Attribute with the network that takes most of a step, if compiling it is worth while."""
 
     @abstractmethod
     def loss(self, rng: np.random.Generator) -> Tensor:
@@ -220,13 +223,14 @@ class DenoiserStage(Stage):
 class UNetStage(DenoiserStage):
     """Stable-Diffusion-type pipeline: eps prediction, text encoder trained along."""
 
-    name = "unet"
+    name, busiest = "unet", "unet"
 
     def build(self) -> Any:
         """See DenoiserStage."""
         pipeline = build_sd_pipeline(self.vae)
         self.modules = nn.ModuleDict({"unet": pipeline.unet, "text": pipeline.text_encoder})
         self.alphas_cumprod = pipeline.scheduler.alphas_cumprod
+        self.unet: nn.Module = pipeline.unet
         return pipeline
 
     def error(self, x0: Tensor, noise: Tensor, prompts: Sequence[str], rng: np.random.Generator) -> Tensor:
@@ -234,15 +238,21 @@ class UNetStage(DenoiserStage):
         t = torch.randint(0, len(self.alphas_cumprod), (len(x0),))
         a = self.alphas_cumprod[t].view(-1, 1, 1, 1)
         text, _ = self.pipeline.encode_prompt(list(prompts), "cpu", 1, False)
-        with torch.autocast("cpu", torch.bfloat16):
-            eps = self.pipeline.unet(a.sqrt() * x0 + (1 - a).sqrt() * noise, t, text).sample
+        with torch.autocast("cpu", torch.bfloat16), short_attention(0):
+            eps = self.unet(a.sqrt() * x0 + (1 - a).sqrt() * noise, t, text).sample
         return F.mse_loss(eps.float(), noise)
 
 
 class DiTStage(DenoiserStage):
-    """SD3-type pipeline: rectified flow, three text encoders trained along."""
+    """SD3-type pipeline: rectified flow, three text encoders trained along, the trained UNet as a teacher."""
 
-    name = "dit"
+    name, busiest = "dit", "transformer"
+
+    def __init__(self, vae_folder: Path, work: Path, teacher: Teacher) -> None:
+        """Untrained, around a trained VAE; ``teacher`` knows the velocities of the same latents."""
+        super().__init__(vae_folder, work)
+        self.teacher = teacher
+        self.transformer: nn.Module = self.pipeline.transformer
 
     def build(self) -> Any:
         """See DenoiserStage."""
@@ -259,7 +269,7 @@ class DiTStage(DenoiserStage):
         matrices = [p for p in blocks.parameters() if p.ndim == 2]
         taken = {id(p) for p in matrices}
         rest = [p for p in self.modules.parameters() if id(p) not in taken]
-        muon = torch.optim.Muon(matrices, lr=8e-3, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        muon = torch.optim.Muon(matrices, lr=6e-3, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
         return [muon, adamw(rest, self.learning_rate)]
 
     def error(self, x0: Tensor, noise: Tensor, prompts: Sequence[str], rng: np.random.Generator) -> Tensor:
@@ -268,17 +278,19 @@ class DiTStage(DenoiserStage):
         if length == 256:  # four times the tokens: a quarter of the batch, so that no step is much dearer
             x0, noise, prompts = x0[::4], noise[::4], prompts[::4]
         sigma = torch.sigmoid(torch.randn(len(x0), 1, 1, 1))
+        x = (1 - sigma) * x0 + sigma * noise
+        target = self.teacher.calm(noise - x0, x, sigma, prompts)
         text, _, pooled, _ = self.pipeline.encode_prompt(
             list(prompts), None, None, do_classifier_free_guidance=False, max_sequence_length=length
         )
-        with torch.autocast("cpu", torch.bfloat16):
-            v = self.pipeline.transformer(
-                hidden_states=(1 - sigma) * x0 + sigma * noise,
+        with torch.autocast("cpu", torch.bfloat16), short_attention(length):
+            v = self.transformer(
+                hidden_states=x,
                 timestep=sigma.flatten() * 1000,
                 encoder_hidden_states=text,
                 pooled_projections=pooled,
             ).sample
-        return F.mse_loss(v.float(), noise - x0)
+        return F.mse_loss(v.float(), target)
 
 
 @torch.no_grad()
@@ -300,7 +312,9 @@ def build_stage(name: str, work: Path, out: Path) -> Stage:
         return VaeStage()
     if name == "decoder":
         return DecoderStage(vae_folder(out))
-    return {"unet": UNetStage, "dit": DiTStage}[name](vae_folder(out), work)
+    if name == "dit":
+        return DiTStage(vae_folder(out), work, Teacher(out / "unet"))
+    return UNetStage(vae_folder(out), work)
 
 
 def vae_folder(out: Path) -> Path:
