@@ -198,6 +198,10 @@ class EvaluateConfig:
     """Pictures of each prompt and model."""
     prompt_file: str | None = None
     """File of held-out prompts; null takes those of the shapes world."""
+    part: Literal["report", "select"] = "report"
+    """report: prompts that nothing was chosen by. select: those to choose options by, so that trying out many
+    leaves the others untouched.
+    """
     judges: tuple[str, ...] = ()
     """Held-out scorers; the first is primary. Names, or name=weights."""
     trained_on: tuple[str, ...] = ()

@@ -41,7 +41,7 @@ def evaluation_prompts(config: TrainConfig, part: Part, captions: Set[str] = fro
 
 def warn_of_overlap(config: TrainConfig, captions: Set[str]) -> None:
     """Warn where prompts of the report are training captions too, and so are not held out."""
-    prompts = evaluation_prompts(config, "report")[: config.evaluate.prompts]
+    prompts = evaluation_prompts(config, config.evaluate.part)[: config.evaluate.prompts]
     both = [p for p in prompts if normalise(p) in captions]
     if both:
         logger.warning(
@@ -94,12 +94,12 @@ def evaluate_run(trainer: Trainer, screen: Screen) -> Report | None:
 
 
 def paired_evaluation(config: TrainConfig, policy: Policy, screen: Screen) -> Evaluation:
-    """Pictures of base and policy on the report prompts, scored by all judges."""
+    """Pictures of base and policy on the prompts of ``evaluate.part``, scored by all judges."""
     options = config.evaluate
-    prompts = evaluation_prompts(config, "report")[: options.prompts]
+    prompts = evaluation_prompts(config, options.part)[: options.prompts]
     if len(prompts) < options.prompts:
         logger.warning(
-            "there are %d prompts to report on, not the %d asked for: all of them are taken; "
+            "there are %d prompts to evaluate on, not the %d asked for: all of them are taken; "
             "more seeds narrow the intervals too", len(prompts), options.prompts,
         )  # fmt: skip
     judges = load_judges(options.judges, options.trained_on, policy.device)

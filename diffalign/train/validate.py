@@ -84,7 +84,17 @@ class Validator:
         except ValueError as error:  # a judge that is blind to these pictures must not end the training
             log.warning("step %d: validate.judge %s cannot judge: %s", trainer.step, judge.name, error)
             return
-        result = compare(before, after, sd=sd, resamples=500, flips=500).win_rate
+        found = compare(before, after, sd=sd, resamples=500, flips=500)
+        result = found.win_rate
+        trainer.run.append_validation(
+            trainer.step,
+            {
+                "win_rate": result.value,
+                "low": result.low,
+                "high": result.high,
+                "mean_gain_sd": found.mean_gain_sd.value,
+            },
+        )
         interval = f"[{result.low:.3f}, {result.high:.3f}]"
         self.screen.say(f"step {trainer.step}: {judge.name} win rate {result.value:.3f} {interval}")
         if result.value > trainer.best.get("win_rate", -1.0):
