@@ -65,10 +65,9 @@ def _part(config: TrainConfig, part: Part) -> list[str]:
 
 def export_run(trainer: Trainer, screen: Screen) -> None:
     """Write the trained weights (the average where there is one) to export/, on the main process."""
-    if not trainer.accelerator.is_main_process:
-        return
     with trainer.exported_weights():
-        export_policy(trainer.policy, trainer.run.export, card=_card(trainer, "Not evaluated yet."))
+        if trainer.accelerator.is_main_process:
+            export_policy(trainer.policy, trainer.run.export, card=_card(trainer, "Not evaluated yet."))
     screen.say(f"weights     {trainer.run.export}")
 
 
@@ -77,10 +76,12 @@ def evaluate_run(trainer: Trainer, screen: Screen) -> Report | None:
 
     Returns None on all but the main process.
     """
-    if not trainer.accelerator.is_main_process:
-        return None
     with trainer.exported_weights():
-        evaluation = paired_evaluation(trainer.config, trainer.policy, screen)
+        return _evaluated(trainer, screen) if trainer.accelerator.is_main_process else None
+
+
+def _evaluated(trainer: Trainer, screen: Screen) -> Report:
+    evaluation = paired_evaluation(trainer.config, trainer.policy, screen)
     report = evaluation.report()
     write_report(trainer.run.root / "report.json", report)
     evaluation.write_gallery(trainer.run.root / "gallery.html", report, trainer.run.root.name)
