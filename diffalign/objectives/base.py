@@ -64,8 +64,10 @@ class Denoised:
     """Further (N, ...) tensors that single objectives declare."""
     tensors: Predictions | None = None
     """Predictions, only for objectives that declare them."""
-    groups: int | None = None
-    """Number of comparison units, known on the host; None counts them, which waits for the device."""
+    unit_count: int | None = None
+    """Number of comparison units, where the host knows it: lists are then cut without waiting for the
+    device.
+    """
 
     def __post_init__(self) -> None:
         """Cut the reference off the graph: no objective can send it a gradient by mistake."""

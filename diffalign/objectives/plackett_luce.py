@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffalign.objectives.base import DataKind, Denoised, Metrics, Objective, ReduceMean, State, objectives
 from diffalign.objectives.beta import BetaConvention, canonical_beta
-from diffalign.objectives.lists import list_units, membership
+from diffalign.objectives.lists import Lists, list_units, split_lists
 
 
 @objectives.register("plackett_luce")
@@ -49,28 +49,25 @@ class PlackettLuce(Objective):
         """
         if batch.score is None:
             raise ValueError("plackett_luce needs the scores of a ranking: the batch has none")
-        u = -0.5 * canonical_beta(self.beta, self.beta_convention) * batch.gap()  # (N,)
-        lists = membership(batch)  # (L, N)
-        same = batch.group[:, None] == batch.group  # (N, N)
+        lists = split_lists(batch)
+        u = canonical_beta(self.beta, self.beta_convention) * lists.log_ratio  # (N,)
+        itself = torch.eye(len(u), dtype=torch.bool, device=u.device)
         ahead = batch.score[:, None] - batch.score  # (N, N): by how much row i is above row j
-        rivals = u.expand(len(u), -1).masked_fill(~(same & (ahead >= 0)), -math.inf)
-        term = (torch.logsumexp(rivals, 1) - u) / (same & (ahead == 0)).sum(1)  # (N,)
-        return lists.to(u.dtype) @ term, self._metrics(batch, u.detach(), lists, same, ahead)
+        rivals = (lists.same & (ahead >= 0)) | itself
+        level = (lists.same & (ahead == 0)) | itself
+        chosen_of = torch.logsumexp(u.expand(len(u), -1).masked_fill(~rivals, -math.inf), 1)
+        above = lists.same & (ahead > 0)
+        return lists.sum((chosen_of - u) / level.sum(1)), _metrics(lists, u.detach(), above)
 
     def units(self, batch: Denoised, values: Tensor) -> Tensor:
         """See Objective.units."""
         return list_units(batch, values)
 
-    def _metrics(self, batch: Denoised, u: Tensor, lists: Tensor, same: Tensor, ahead: Tensor) -> Metrics:
-        """(L,) share of rightly ordered couples (half for equal u; NaN without order), and mean lead."""
-        above = (same & (ahead > 0)).to(u.dtype)
-        lead = u[:, None] - u
-        right = (lead > 0).to(u.dtype) + 0.5 * (lead == 0).to(u.dtype)
-        rows = lists.to(u.dtype)
-        couples = rows @ above.sum(1)
-        accuracy = rows @ (above * right).sum(1) / couples
-        return {
-            "accuracy": accuracy,
-            "margin": rows @ (above * lead).sum(1) / couples,
-            "gap": list_units(batch, batch.gap().detach()),
-        }
+
+def _metrics(lists: Lists, u: Tensor, above: Tensor) -> Metrics:
+    """(L,) share of rightly ordered couples and their mean lead, NaN where all images are level."""
+    lead = u[:, None] - u
+    right = (lead > 0).to(u.dtype) + 0.5 * (lead == 0).to(u.dtype)
+    couples = above.to(u.dtype)
+    count = lists.sum(couples)
+    return {"accuracy": lists.sum(right * couples) / count, "margin": lists.sum(lead * couples) / count}
