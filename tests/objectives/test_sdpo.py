@@ -39,7 +39,7 @@ def test_golden(inner: str, kind: str, dtype: torch.dtype, rtol: float) -> None:
 
 
 def published_scale(d: dict[str, Tensor]) -> Tensor:
-    """The file's scale without the 1e-9 that its code adds to <g_w, g_l>, g being gradients of mean squares."""
+    """The file's scale without the 1e-9 that its code adds to <g_w, g_l> (gradients of mean squares)."""
     residual = (d["model_pred"] - d["target"]).flatten(1)
     both = (residual[:2] * residual[2:]).sum() * (2 / residual[:2].numel()) ** 2
     return torch.where(both > 0, d["lose_l_scale"] * (1 + 1e-9 / both), d["lose_l_scale"])
