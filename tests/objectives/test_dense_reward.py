@@ -44,7 +44,7 @@ def test_without_discount_it_is_dpo() -> None:
 
 
 def test_options_are_checked() -> None:
-    with pytest.raises(ValueError, match=r"gamma is 1\.1; it must be at most 1"):
+    with pytest.raises(ValueError, match=r"gamma is 1\.1; it must be above 0 and at most 1"):
         build("dense_reward", gamma=1.1)
     with pytest.raises(ValueError, match="steps is 0; it must be above 0"):
         build("dense_reward", steps=0)

@@ -74,6 +74,19 @@ def test_equal_scores_weigh_nothing() -> None:
         assert torch.autograd.grad(loss.sum(), batch.error)[0].abs().max() == 0
 
 
+def test_equal_scores_share_their_mean_rank() -> None:
+    """Ranks 1, 2.5, 2.5, 4: neither of the equals stands above the other to the rest of the list."""
+    error, phi, tau = [0.4, 0.2, 0.6, 0.1], [0.9, 0.5, 0.5, 0.1], [1, 2.5, 2.5, 4]
+    s, gain = [-e / 2 for e in error], [2**p - 1 for p in phi]
+    expected = -sum(
+        (gain[i] - gain[j]) * (1 / math.log(1 + tau[i]) - 1 / math.log(1 + tau[j])) * log_sigmoid(s[i] - s[j])
+        for i in range(4)
+        for j in range(4)
+        if phi[i] > phi[j]
+    )
+    assert build("rankdpo", beta=1.0).loss(ranking(error, phi))[0].item() == pytest.approx(expected)
+
+
 def test_renormalised_weights_have_mean_one() -> None:
     batch = ranking([0.3, 0.1, 0.2, 0.4], [0.9, 0.5, 0.5, 0.1])
     metrics = build("rankdpo", renormalise=True).loss(batch)[1]
