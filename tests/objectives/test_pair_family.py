@@ -13,8 +13,8 @@ from diffalign.train.config import TrainConfig
 from tests.objectives.small import pairs_of
 
 FAMILY = (
-    "dpo", "cdpo", "rdpo", "ipo", "hinge", "cpo", "simpo", "bco", "apo_zero", "sppo", "exo", "nca", "discopop",
-    "aot",
+    "dpo", "cdpo", "rdpo", "ipo", "hinge", "cpo", "simpo", "bco", "apo_zero", "sppo", "exo", "nca",
+    "discopop", "aot",
 )  # fmt: skip
 
 
