@@ -1,8 +1,8 @@
 """Corruptors: at which noisy latents policy and reference are compared.
 
-Every draw is seeded by (run seed, epoch, unit), so that a batch does not depend on the number of processes, on
-accumulation, or on what was drawn before: runs resume exactly and reference errors can be cached. A new corruptor
-is one file in this folder that registers itself.
+Every draw is seeded by (run seed, epoch, unit), so that a batch does not depend on the number of processes,
+on accumulation, or on what was drawn before: runs resume exactly and reference errors can be cached. A new
+corruptor is one file in this folder that registers itself.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Corruptor(ABC):
         """Whose prediction ``__call__`` must be given; None asks nobody."""
         return None
 
-    def check(self, process: Process) -> None:
+    def check(self, process: Process) -> None:  # noqa: B027 (most corruptors serve every process)
         """Refuse a process that this corruptor cannot serve, before training.
 
         Raises:

@@ -99,7 +99,13 @@ class Inversion(Corruptor):
             return seeded_noise([draw_seed("inversion", u, side, step) for u, side in places], x0)
 
         x_t, tau = invert(
-            x0, points.to(x0.device), process, predict, midpoint=self.midpoint, eta=self.extra_noise, draw=draw
+            x0,
+            points.to(x0.device),
+            process,
+            predict,
+            midpoint=self.midpoint,
+            eta=self.extra_noise,
+            draw=draw,
         )
         t = send(t, x0.device)
         if self.legacy == "none":

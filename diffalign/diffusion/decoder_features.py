@@ -53,8 +53,8 @@ class DecoderFeatureError(BoundSpace):
 def feature_distance(seen: Tensor, true: Tensor, outlier: float) -> Tensor:
     """(n,) mean squared distance of (n, C, h, w) maps, standardised by each channel of the truth.
 
-    Elements where the truth is more than ``outlier`` standard deviations from its channel's mean are left out:
-    decoders have a few huge activations, which would be all that counts.
+    Elements where the truth is more than ``outlier`` standard deviations from its channel's mean are left
+    out: decoders have a few huge activations, which would be all that counts.
     """
     f, g = (v if v.element_size() >= 4 else v.float() for v in (seen, true))
     std, mean = torch.std_mean(g, dim=(2, 3), keepdim=True, correction=0)
@@ -68,18 +68,16 @@ def feature_distance(seen: Tensor, true: Tensor, outlier: float) -> Tensor:
 class DecoderFeatures(Space):
     """Latent perceptual loss between x0 and x0_hat (LPL, arXiv:2411.04873).
 
-    Means over positions where the paper sums, so that the value does not hang on the resolution; the weight of
-    a block is the inverse of its resolution over the first block's (1, 1/2, 1/4, ...). x0_hat comes from any kind
-    of prediction, as published. Rows that are too noisy have error 0 and no gradient.
+    Means over positions where the paper sums, so that the value does not hang on the resolution; the weight
+    of a block is the inverse of its resolution over the first block's (1, 1/2, 1/4, ...). x0_hat comes from
+    any kind of prediction, as published. Rows that are too noisy have error 0 and no gradient.
     """
 
     derived: ClassVar[frozenset[Prediction]] = frozenset()
 
     name: Literal["decoder_features"] = "decoder_features"
     min_snr: float = 1 / 9
-    """Signal-to-noise ratio a^2 / s^2 from which on a row counts; the paper's noise scales of 3 to 6 are 1/9 to
-    1/36.
-    """
+    """Least a^2 / s^2 at which a row counts; the paper's noise scales of 3 to 6 are 1/9 to 1/36."""
     outlier: float = 5.0
     """Standard deviations from the mean of its channel beyond which an element is left out."""
     chunk: int = 4
@@ -89,8 +87,8 @@ class DecoderFeatures(Space):
         """Check the ranges."""
         if not (self.min_snr > 0 and self.outlier > 0 and self.chunk >= 1):
             raise ValueError(
-                f"min_snr is {self.min_snr}, outlier {self.outlier} and chunk {self.chunk}; the first two must be "
-                "above 0 and chunk at least 1"
+                f"min_snr, outlier and chunk are {self.min_snr}, {self.outlier} and {self.chunk}; "
+                "all must be above 0"
             )
 
     def bind(self, policy: Policy) -> BoundSpace:

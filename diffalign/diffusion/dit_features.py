@@ -44,10 +44,10 @@ class DiTFeatureError(TruthOnce):
 @spaces.register("dit_features")
 @dataclass(frozen=True, kw_only=True)
 class DiTFeatures(Space):
-    """The counterpart of NCP (arXiv:2406.17636) for flow transformers, which its authors did not try: derived.
+    """NCP (arXiv:2406.17636) for flow transformers, which its authors did not try: derived.
 
-    One Euler step of length d with the true and with the predicted velocity, then the mean squared distance of
-    the image tokens after the first blocks. Frozen, and in fp32 at least, as in unet_features.
+    One Euler step of length d with the true and with the predicted velocity, then the mean squared distance
+    of the image tokens after the first blocks. Frozen, and in fp32 at least, as in unet_features.
     """
 
     derived: ClassVar[frozenset[Prediction]] = frozenset({"flow"})
@@ -73,6 +73,8 @@ class DiTFeatures(Space):
         from diffalign.policy.features import FrozenFeatures, block_parts
 
         if not policy.process.is_flow:
-            raise ValueError("space dit_features takes a step of a flow model, and this is none: use unet_features")
+            raise ValueError(
+                "space dit_features takes a step of a flow model, and this is none: use unet_features"
+            )
         parts = block_parts(policy, self.blocks)
         return DiTFeatureError(policy.process, FrozenFeatures(policy, parts.watched, parts.unused), self)

@@ -5,8 +5,8 @@ predicted noise e (arXiv:2010.02502, eq. 12, run backwards) is then a mix,
 
     tau' = e + r (tau - e),    r = (a' s) / (a s'),
 
-which divides by nothing small: the first step from the clean picture (s = 0) gives tau' = e, and the last one lands
-on t exactly, because x_t is put together from x0 and tau with the coefficients of t.
+which divides by nothing small: the first step from the clean picture (s = 0) gives tau' = e, and the last one
+lands on t exactly, because x_t is put together from x0 and tau with the coefficients of t.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Draw = Callable[[int], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """K steps of N rows, all tensors (K, N). Levels are times of the process; for VP, -1 is the clean picture."""
+    """K steps of N rows, all tensors (K, N). Levels are times of the process; of VP, -1 is clean."""
 
     start: Tensor
     """Level that a step leaves."""
@@ -61,11 +61,11 @@ def exact_grid(
         t: where each row must land.
         steps: n, points of the grid.
         process: noise process.
-        own: each row has n equal steps to its own t; else all rows share points at k / n of the whole time, and
-            each makes a last, shorter step onto its t.
+        own: each row has n equal steps to its own t; else all rows share points at k / n of the whole time,
+            and each makes a last, shorter step onto its t.
         ask_at: whether the network is asked with the time of a step's start or of its end.
-        highest: largest share of the time that t can have; steps beyond it are left out. It must not depend on
-            the batch, for processes that share a model must ask it equally often.
+        highest: largest share of the time that t can have; steps beyond it are left out. It must not depend
+            on the batch, for processes that share a model must ask it equally often.
     """
     k = torch.arange(steps + 1, dtype=torch.float64)[:, None] / steps  # (n + 1, 1)
     if process.is_flow:
@@ -87,8 +87,9 @@ def exact_grid(
 def legacy_grid(t: Tensor, steps: int, process: Process, legacy: Legacy) -> Grid:
     """Grid of the released InPO and SmPO code with DDIMInverseScheduler of diffusers 0.20 or 0.42.
 
-    All points below t are used, so that the last level is not t: one step past the last point with 0.20 (which
-    asks first at a negative time), the last point itself with 0.42. The clean picture is taken to be at level 0.
+    All points below t are used, so that the last level is not t: one step past the last point with 0.20
+    (which asks first at a negative time), the last point itself with 0.42. The clean picture is taken to be
+    at level 0.
     """
     width = process.steps // steps
     old = legacy == "diffusers-0.20"
@@ -128,7 +129,7 @@ def invert(
         grid: levels and times, on the device of ``x0``.
         process: noise process.
         predict: native prediction at (N,) times; asked once per step, or twice with ``midpoint``.
-        midpoint: average the predictions at both ends of a step (ReNoise, arXiv:2403.14602).
+        midpoint: average the predicted noise at both ends of a step (ReNoise, arXiv:2403.14602).
         eta: after each step add eta times the DDIM posterior's standard deviation in noise.
         draw: noise of each step, needed where eta is above 0.
 
@@ -142,12 +143,12 @@ def invert(
         here, there = level(process, grid.start[k], x0), level(process, grid.end[k], x0)
         active, ask = grid.active[k].view_as(here[0]), grid.ask[k]
         at = here[0] * x0 + here[1] * tau
-        pred = predict(at, ask)
-        new = torch.where(active, _mix(process, pred, at, tau, here, there, ask), tau)
+        eps = _noise(process, predict(at, ask), at, here, ask)
+        new = torch.where(active, _mix(eps, tau, here, there), tau)
         if midpoint:
-            second = predict(there[0] * x0 + there[1] * new, grid.again[k])
-            mean = (pred + second) / 2
-            new = torch.where(active, _mix(process, mean, at, tau, here, there, ask), tau)
+            y, again = there[0] * x0 + there[1] * new, grid.again[k]
+            eps = (eps + _noise(process, predict(y, again), y, there, again)) / 2
+            new = torch.where(active, _mix(eps, tau, here, there), tau)
         if eta and draw is not None:
             spread = posterior_std(process, grid.noisier[k], grid.cleaner[k], x0)
             new = torch.where(active, new + eta * spread / there[1] * draw(k), tau)
@@ -155,28 +156,25 @@ def invert(
     return x, tau
 
 
-def _mix(
-    process: Process,
-    pred: Tensor,
-    x: Tensor,
-    tau: Tensor,
-    here: tuple[Tensor, Tensor],
-    there: tuple[Tensor, Tensor],
-    asked: Tensor,
-) -> Tensor:
-    """tau' of the module's formula; of v and flow models it is the rotation, and the Euler step, of their ODE."""
-    (a, s), (a_next, s_next) = here, there
+def _noise(process: Process, pred: Tensor, x: Tensor, at: tuple[Tensor, Tensor], asked: Tensor) -> Tensor:
+    """Predicted eps at level (a, s) = ``at``; a step with it rotates v models, and is Euler's for flow."""
+    a, s = at
     if process.prediction == "v":
-        eps = s * x + a * pred
-    elif process.prediction == "flow":
-        eps = x + a * pred
-    else:  # x0 has no noise at s = 0, so that it is read at the time that was asked for
-        eps = process.convert(pred, x, asked, "eps")
+        return s * x + a * pred
+    if process.prediction == "flow":
+        return x + a * pred
+    # x0 says nothing of the noise at s = 0, so that it is read at the time that was asked for
+    return process.convert(pred, x, asked, "eps")
+
+
+def _mix(eps: Tensor, tau: Tensor, here: tuple[Tensor, Tensor], there: tuple[Tensor, Tensor]) -> Tensor:
+    """tau' of the module's formula."""
+    (a, s), (a_next, s_next) = here, there
     return eps + (a_next * s) / (a * s_next) * (tau - eps)
 
 
 def posterior_std(process: Process, noisier: Tensor, cleaner: Tensor, like: Tensor) -> Tensor:
-    """Standard deviation of q(x_cleaner | x_noisier, x0) at (N,) levels (arXiv:2010.02502, eq. 16 with eta 1).
+    """S.d. of q(x_cleaner | x_noisier, x0) at (N,) levels (arXiv:2010.02502, eq. 16 with eta 1).
 
     0 where the cleaner level is the clean picture.
     """

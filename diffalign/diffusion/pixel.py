@@ -55,9 +55,8 @@ def checkpointed(function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
 class Pixel(Space):
     """Distance of decoded noisy latents at the current t (arXiv:2409.17565, eq. 5 to 7).
 
-    Means over pixels where the paper sums. Not x0_hat is decoded, which blurs at large t. Published for eps and
-    velocity-free formulas: for v, x0 and flow models the predicted noise is the one that the prediction implies
-    (derived).
+    Means over pixels where the paper sums. Not x0_hat is decoded, which blurs at large t. Published for eps
+    models; of v, x0 and flow models the predicted noise is the one that the prediction implies (derived).
     """
 
     derived: ClassVar[frozenset[Prediction]] = frozenset({"v", "x0", "flow"})

@@ -66,7 +66,7 @@ class Process:
         return self._form(to, x0, noise, t)
 
     def eps_slope(self, t: Tensor) -> Tensor:
-        """(B,) derivative of the implied eps by the prediction: eps(pred) - eps(target) = slope (pred - target).
+        """(B,) derivative of the implied eps: eps(pred) - eps(target) = slope (pred - target).
 
         1 for eps, a for v, -a / s for x0, and 1 - sigma for flow.
         """
@@ -92,24 +92,29 @@ class Process:
         if name == "one":
             return torch.ones_like(a)
         if name == "discount":
-            return self._discount(t, 0.9 if gamma is None else gamma).to(a.dtype)
+            return self._discount(t, 0.9 if gamma is None else gamma, a.dtype)
         eps_weight, snr = self.eps_slope(t).square(), (a / s).square()
         if name == "sigmoid":
             return eps_weight * torch.sigmoid(b - snr.log())
         if name in ("eps_equivalent", "snr"):  # the eps error is SNR times the x0 error
             return eps_weight
         x0_weight = self._x0_weight(a, s)
-        return x0_weight if name == "x0_equivalent" else x0_weight * snr.clamp(max=5.0 if gamma is None else gamma)
+        if name == "x0_equivalent":
+            return x0_weight
+        return x0_weight * snr.clamp(max=5.0 if gamma is None else gamma)
 
     def _x0_weight(self, a: Tensor, s: Tensor) -> Tensor:
         forms = {"eps": (s / a).square(), "x0": torch.ones_like(a), "v": s.square(), "flow": s.square()}
         return forms[self.prediction]
 
-    def _discount(self, t: Tensor, gamma: float) -> Tensor:
-        """(B,) float64; spec: k(t) = (T - 1 - t) / (T / 50), rounded down, and the like for flow."""
-        early = (1 - t.double()) if self.is_flow else (self.steps - 1 - t).double() / self.steps
-        k = (early * DENOISING_STEPS).floor().clamp(0, DENOISING_STEPS - 1)
-        return gamma**k * (DENOISING_STEPS / sum(gamma**j for j in range(DENOISING_STEPS)))
+    def _discount(self, t: Tensor, gamma: float, dtype: torch.dtype) -> Tensor:
+        """(B,) weights with k = floor((T - 1 - t) / (T / 50)), and the like for flow."""
+        if self.is_flow:
+            k = ((1 - t) * DENOISING_STEPS).floor()
+        else:
+            k = ((self.steps - 1 - t) * DENOISING_STEPS).div(self.steps, rounding_mode="floor")
+        whole = sum(gamma**j for j in range(DENOISING_STEPS))
+        return gamma ** k.clamp(0, DENOISING_STEPS - 1).to(dtype) * (DENOISING_STEPS / whole)
 
     def _wide(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         a, s = self.coefficients(t)

@@ -1,7 +1,8 @@
 """What an error is: the space in which a prediction is compared with its target.
 
-A ``Space`` is what a recipe says; ``bind`` ties it to a policy, once, and the ``BoundSpace`` turns predictions of
-policy and reference into one number per row. A new space is one file in this folder that registers itself.
+A ``Space`` is what a recipe says; ``bind`` ties it to a policy, once, and the ``BoundSpace`` turns
+predictions of policy and reference into one number per row. A new space is one file in this folder that
+registers itself.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Space(ABC):
     derived: ClassVar[frozenset[Prediction]] = frozenset()
     """Kinds of models for which the form here is derived: published for others only."""
     unit: ClassVar[Literal["native", "eps", "own"]] = "own"
-    """What errors measure. w(t) that converts native errors (eps_equivalent and the like) is for native ones."""
+    """What errors measure; w(t) that converts native errors (eps_equivalent, ...) is for native ones."""
 
     @abstractmethod
     def bind(self, policy: Policy) -> BoundSpace:

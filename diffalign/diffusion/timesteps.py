@@ -100,7 +100,7 @@ class Discrete(TimestepSampler):
 
 @dataclass(frozen=True, kw_only=True)
 class Discounted(TimestepSampler):
-    """Early, noisy steps more often: the k-th of ``steps`` equal parts with probability ~ gamma^k, k = 0 noisiest.
+    """Early steps more often: the k-th of ``steps`` parts with probability ~ gamma^k, k = 0 noisiest.
 
     The sampling form of the temporal discount of arXiv:2402.08265 (its code draws k so; uniform within a
     part). ``error_weight: {name: discount}`` is the same as a weight; use one of the two.
@@ -116,8 +116,8 @@ class Discounted(TimestepSampler):
         """Check the ranges."""
         if not (0 < self.gamma <= 1 and self.steps >= 1):
             raise ValueError(
-                f"timesteps.gamma is {self.gamma} and steps {self.steps}; gamma must be in (0, 1] and steps at "
-                "least 1"
+                f"timesteps.gamma is {self.gamma} and steps {self.steps}; gamma must be in (0, 1] and "
+                "steps at least 1"
             )
 
     def quantile(self, u: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ Encode = Callable[[Tensor, Tensor, Cond, Tensor | None], Maps]
 
 
 class UNetFeatureError(TruthOnce):
-    """P = mean over maps of |f(y(n_hat), c, t - 1) - f(y(n), c, t - 1)|^2, over the step coefficient squared."""
+    """P = mean over maps of |f(y(n_hat), c, t - 1) - f(y(n), c, t - 1)|^2 / coefficient^2."""
 
     def __init__(self, process: Process, encode: Encode, normalise: bool) -> None:
         """``encode`` is frozen."""
@@ -41,10 +41,14 @@ class UNetFeatureError(TruthOnce):
         """Features at the previous time, reached with the noise that a prediction implies."""
         kept, coefficient, std = (wide(v, pred) for v in ancestral_step(self.process, noisy.t))
         n = self.process.convert(noisy.target, noisy.x_t, noisy.t, "eps")
-        zeta = seeded_noise([draw_seed("ancestral", u) for u in noisy.units], noisy.x_t)
         slope = wide(self.process.eps_slope(noisy.t), pred)
-        y = kept * noisy.x_t - coefficient * n + std * zeta - coefficient * slope * (pred - noisy.target)
+        true = kept * noisy.x_t - coefficient * n + std * self.zeta(noisy)
+        y = true - coefficient * slope * (pred - noisy.target)
         return self.encode(y, (noisy.t - 1).clamp(min=0), cond, sizes)
+
+    def zeta(self, noisy: Corrupted) -> Tensor:
+        """Noise of the step: one for truth, policy and reference, and for all images of a unit."""
+        return seeded_noise([draw_seed("ancestral", u) for u in noisy.units], noisy.x_t)
 
 
 def ancestral_step(process: Process, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,10 +69,11 @@ def ancestral_step(process: Process, t: Tensor) -> tuple[Tensor, Tensor, Tensor]
 class UNetFeatures(Space):
     """NCP (arXiv:2406.17636, eq. 12 to 18): features of conv_in and down blocks at the previous timestep.
 
-    One DDPM step with the true and with the predicted noise, the same fresh noise in all, then the mean squared
-    distance of the features; the mean over each map, and over maps. Published for eps models; v and x0
-    predictions are turned into eps (derived). Rows at t = 0 have error 0. The features are those of the base
-    without the trained LoRA, always in fp32 at least: a step moves the latents by less than bf16 resolves.
+    One DDPM step with the true and with the predicted noise, the same fresh noise in all, then the mean
+    squared distance of the features; the mean over each map, and over maps. Published for eps models; v and
+    x0 predictions are turned into eps (derived). Rows at t = 0 have error 0. The features are those of the
+    base without the trained LoRA, always in fp32 at least: a step moves the latents by less than bf16
+    resolves.
     """
 
     derived: ClassVar[frozenset[Prediction]] = frozenset({"v", "x0"})
@@ -78,16 +83,16 @@ class UNetFeatures(Space):
     maps: Literal["all", "last"] = "all"
     """all: outputs of conv_in and of every down block; last: of the last down block only."""
     normalise: bool = True
-    """Divide by the square of the step's coefficient (about 1e-4), so that errors are about as large as those of
-    eps and beta is comparable.
-    """
+    """Divide by the square of the step's coefficient (about 1e-4): beta is then as for eps errors."""
 
     def bind(self, policy: Policy) -> BoundSpace:
         """See Space."""
         from diffalign.policy.features import FrozenFeatures, encoder_parts
 
         if policy.process.is_flow:
-            raise ValueError("space unet_features takes a DDPM step, and this is a flow model: use dit_features")
+            raise ValueError(
+                "space unet_features takes a DDPM step, and this is a flow model: use dit_features"
+            )
         parts = encoder_parts(policy)
         watched = parts.watched if self.maps == "all" else parts.watched[-1:]
         return UNetFeatureError(policy.process, FrozenFeatures(policy, watched, parts.unused), self.normalise)

@@ -26,7 +26,7 @@ class MinSnr:
 
 @dataclass(frozen=True, kw_only=True)
 class Sigmoid:
-    """Errors of eps weighed by sigmoid(b - log SNR): noisy times count, clean ones fade (arXiv:2303.00848)."""
+    """Errors of eps weighed by sigmoid(b - log SNR), so that clean times fade (arXiv:2303.00848)."""
 
     name: Literal["sigmoid"] = "sigmoid"
     b: float = 0.0

@@ -44,9 +44,7 @@ def encoder_parts(policy: Policy) -> Parts:
     if policy.family.component != "unet":
         raise ValueError(f"{type(net).__name__} is no UNet and has no encoder: use space dit_features")
     downs = tuple(f"down_blocks.{i}" for i in range(len(net.down_blocks)))
-    return Parts(
-        watched=("conv_in", *downs), unused=("mid_block", "up_blocks", "conv_norm_out", "conv_out")
-    )
+    return Parts(watched=("conv_in", *downs), unused=("mid_block", "up_blocks", "conv_norm_out", "conv_out"))
 
 
 def block_parts(policy: Policy, blocks: int) -> Parts:
@@ -66,15 +64,15 @@ def block_parts(policy: Policy, blocks: int) -> Parts:
     return Parts(watched=tuple(names[:count]), unused=(*names[count:], "norm_out", "proj_out"))
 
 
-class _Enough(Exception):  # noqa: N818 (no error: it ends a pass early)
-    """The last watched module has answered."""
+class _Enough(Exception):
+    """The last watched module has answered: no error, it ends a pass early."""
 
 
 class FrozenFeatures:
     """Hidden states of the denoiser as it was before training (first-stage LoRAs stay on)."""
 
     def __init__(self, policy: Policy, watched: Sequence[str], unused: Sequence[str]) -> None:
-        """See Parts. The weights are shared with the policy, or kept apart where they train or are in half."""
+        """See Parts. Weights are the policy's, or kept apart where those train or are in half precision."""
         self.policy, self.watched = policy, tuple(watched)
         self.network = frozen_network(policy, unused)
 
@@ -105,7 +103,7 @@ class FrozenFeatures:
 
 
 def frozen_network(policy: Policy, unused: Sequence[str]) -> nn.Module:
-    """Network of the base, in fp32 at least: the policy's own, its frozen start, or a copy of what is used."""
+    """The base in fp32 at least: the policy's own network, its frozen start, or a copy of what is used."""
     if policy.adapter is None:
         policy.keep_base()
         kept = policy._copy  # in fp32 at least, whatever the policy computes in
@@ -203,6 +201,7 @@ def unscaled(config: Any, latents: Tensor) -> Tensor:
             torch.tensor(v, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1)
             for v in (config.latents_mean, config.latents_std)
         )
-        return latents * std / config.scaling_factor + mean
+        back: Tensor = latents * std / config.scaling_factor + mean
+        return back
     out: Tensor = latents / config.scaling_factor + (config.shift_factor or 0.0)
     return out
