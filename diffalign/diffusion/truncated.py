@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from diffalign.device import send
-from diffalign.diffusion.corrupt import Corrupted, draw_seed, seeded_noise, seeded_uniform
-from diffalign.diffusion.process import Process
+from diffalign.diffusion.corrupt import (
+    Corrupted,
+    Corruptor,
+    Network,
+    Predict,
+    corruptors,
+    draw_seed,
+    seeded_noise,
+    seeded_uniform,
+)
+from diffalign.diffusion.process import Prediction, Process
 from diffalign.diffusion.timesteps import TimestepSampler
 
-Predict = Callable[[Tensor, Tensor], Tensor]
 
-
+@corruptors.register("truncated_sampling")
 @dataclass(frozen=True, kw_only=True)
-class TruncatedSampling:
+class TruncatedSampling(Corruptor):
     """Targets of Self-NPO (arXiv:2505.11777, as released).
 
     A latent is noised to a point of a DDIM grid, ``steps`` deterministic steps of the teacher lead to x_t
     and to the clean picture x0 that it sees there; x_t is noised on to a later s, and from x_s the policy is
     to find that x0. The released code guides the teacher with scale -1: its unconditional prediction.
     """
+
+    derived: ClassVar[frozenset[Prediction]] = frozenset({"v", "x0", "flow"})
 
     name: Literal["truncated_sampling"] = "truncated_sampling"
     network: Literal["ema", "policy", "reference"] = "ema"
@@ -43,6 +53,11 @@ class TruncatedSampling:
             raise ValueError(
                 f"grid is {self.grid} and steps {self.steps}; at least 2 and 1 are needed (25 and 5)"
             )
+
+    @property
+    def asks(self) -> Network:
+        """See Corruptor."""
+        return self.network
 
     def __call__(
         self,
@@ -78,7 +93,8 @@ class TruncatedSampling:
         with torch.no_grad():
             x_t, seen = teacher_steps(process.add_noise(x0, noise, places[0]), places, process, predict)
             x_s = renoise(x_t, places[-1], s, more, process)
-            return Corrupted(x_t=x_s, t=s, target=target_of(seen, x_s, s, process))
+            target = target_of(seen, x_s, s, process)
+            return Corrupted(x_t=x_s, t=s, target=target, units=tuple(units))
 
 
 def grid_time(place: Tensor, grid: int, process: Process) -> Tensor:

@@ -16,8 +16,6 @@ from accelerate import Accelerator
 from diffalign.config import ConfigError, load
 from diffalign.data.records import Record
 from diffalign.evaluate.report import Report
-from diffalign.objectives import objectives
-from diffalign.objectives.beta import BetaConvention, canonical_beta
 from diffalign.policy import Policy, load_policy
 from diffalign.policy.precision import DTYPES
 from diffalign.train.checkpoint import CheckpointError, load_checkpoint, name_of, newest
@@ -29,6 +27,7 @@ from diffalign.train.prepare import build_loader, given_records, read_records, s
 from diffalign.train.progress import Screen
 from diffalign.train.run import RunFolder, new_run, read_config
 from diffalign.train.shard import check_distribution, fsdp_options, shard_count
+from diffalign.train.terms import UNIONS, canonical
 from diffalign.train.trackers import Trackers
 from diffalign.train.trainer import Trainer
 from diffalign.train.validate import Validator
@@ -57,7 +56,7 @@ def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str]
     from diffalign.assets import asset
 
     source = recipe if isinstance(recipe, Mapping) else asset(str(recipe))
-    config = load(TrainConfig, source, overrides, unions={"objective": objectives.get})
+    config = load(TrainConfig, source, overrides, unions=UNIONS)
     check_optimizer(config.optim)
     return config
 
@@ -103,7 +102,7 @@ def align(
     screen.say(f"run folder  {run.root}")
     if accelerator.is_main_process:
         run.write_skipped(loader.data.report.bad, loader.data.report.equal)
-    policy.set_reference("none" if not config.objective.needs_reference else config.policy.reference)
+    policy.set_reference(config.policy.reference if config.needs_reference else "none")
     if config.evaluate.prompts or config.validate.every:
         policy.keep_base()
     trainer = Trainer(config, policy, loader, accelerator, run)
@@ -224,13 +223,9 @@ def make_policy(config: TrainConfig, device: torch.device) -> Policy:
 
 def with_canonical_beta(config: TrainConfig, policy: Policy) -> TrainConfig:
     """Replace a beta in a paper's convention by the canonical one, now that the latent's size is known."""
-    convention: BetaConvention = getattr(config.objective, "beta_convention", "canonical")
-    if convention == "canonical":
-        return config
     elements = latent_elements(policy, config.data.resolution)
-    beta = canonical_beta(getattr(config.objective, "beta", 1.0), convention, elements)
-    changed: Any = replace(config.objective, beta=beta, beta_convention="canonical")  # type: ignore[call-arg]
-    return replace(config, objective=changed)
+    terms = tuple(replace(t, objective=canonical(t.objective, elements)) for t in config.terms)
+    return replace(config, objective=canonical(config.objective, elements), terms=terms)
 
 
 def _claim(config: TrainConfig, resume: str | Path | None, accelerator: Accelerator) -> RunFolder:

@@ -12,6 +12,7 @@ from diffalign.objectives import Objective
 from diffalign.objectives.beta import sum_beta
 from diffalign.policy import Policy
 from diffalign.train.config import OptimConfig, TrainConfig
+from diffalign.train.terms import innermost
 
 GIB = 1024**3
 STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "adafactor": 1}
@@ -64,7 +65,8 @@ def make_plan(config: TrainConfig, policy: Policy, processes: int, shards: int =
     trained = sum(p.numel() for p in policy.trainable().values())
     every = sum(p.numel() for p in policy.denoiser.parameters())
     elements = latent_elements(policy, config.data.resolution)
-    beta = getattr(config.objective, "beta", None)
+    inner = innermost(config.objective)
+    beta = getattr(inner, "beta", None) if inner.needs_reference else None
     return Plan(
         family=f"{policy.family.name}, {policy.process.prediction} prediction",
         trainable=trained,
@@ -108,7 +110,7 @@ def memory(
     """GiB per process by kind; activations are a rough count of saved tensors, the rest is exact."""
     width = {"fp32": 4, "fp64": 8, "bf16": 2, "fp16": 2}[config.precision]
     base = every * (width if config.policy.adapter else 4)
-    copied = config.objective.needs_reference or config.evaluate.prompts or config.validate.every
+    copied = config.needs_reference or config.evaluate.prompts or config.validate.every
     copy = every * 4 if copied and config.policy.adapter is None else 0
     state = trained * (4 + STATE_BYTES[config.optim.name]) + (trained * 4 if config.ema else 0)
     rows = max(1, config.batch // config.accumulate // processes) * rows_per_unit(config.objective)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from diffalign.diffusion import spaces
 from diffalign.train import align as aligning
-from diffalign.train import trainer as trainers
 from diffalign.train.checkpoint import load_checkpoint
 from diffalign.train.config import TrainConfig
 from diffalign.train.monitor import DivergedError, LateReader, Monitor
@@ -68,14 +68,14 @@ def test_figures_come_one_step_late() -> None:
 def test_a_diverging_run_keeps_its_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = trainers.native_error
+    original = spaces.native_error
 
     def poisoned(pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         poisoned.calls += 1  # type: ignore[attr-defined]
         return original(pred, target) * (math.nan if poisoned.calls > 10 else 1.0)  # type: ignore[attr-defined]
 
     poisoned.calls = 0  # type: ignore[attr-defined]
-    monkeypatch.setattr(trainers, "native_error", poisoned)
+    monkeypatch.setattr(spaces, "native_error", poisoned)
     with pytest.raises(DivergedError, match="step 6"):
         tiny_run("sd", tmp_path, tmp_path / "run", "checkpoint_every=1")
     run = RunFolder(root=tmp_path / "run")
