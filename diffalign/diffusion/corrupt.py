@@ -1,23 +1,30 @@
 """Corruptors: at which noisy latents policy and reference are compared.
 
 Every draw is seeded by (run seed, epoch, unit), so that a batch does not depend on the number of processes,
-on
-accumulation, or on what was drawn before: runs resume exactly and reference errors can be cached.
+on accumulation, or on what was drawn before: runs resume exactly and reference errors can be cached. A new
+corruptor is one file in this folder that registers itself.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from diffalign.device import send
-from diffalign.diffusion.process import Process
+from diffalign.diffusion.process import Prediction, Process
 from diffalign.diffusion.timesteps import TimestepSampler
+from diffalign.registry import Registry
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""(x, t) to the native prediction: N latents in the rows' order, N times; without gradient."""
+Network = Literal["policy", "reference", "ema"]
+"""Whose prediction a corruptor asks for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +37,54 @@ class Corrupted:
     """(N,) times of the process."""
     target: Tensor
     """(N, C, ..., H, W) in the native prediction space."""
+    units: tuple[int, ...] = ()
+    """Seed of each row's comparison unit; spaces that draw noise of their own need it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corruptor(ABC):
+    """Chooses t and x_t for every row, and says what is to be predicted there. Subclasses have a ``name``."""
+
+    derived: ClassVar[frozenset[Prediction]] = frozenset()
+    """Kinds of models for which the form here is derived: published for others only."""
+
+    @property
+    def asks(self) -> Network | None:
+        """Whose prediction ``__call__`` must be given; None asks nobody."""
+        return None
+
+    def check(self, process: Process) -> None:  # noqa: B027 (most corruptors serve every process)
+        """Refuse a process that this corruptor cannot serve, before training.
+
+        Raises:
+            ValueError: says what does not fit and what to change.
+        """
+
+    @abstractmethod
+    def __call__(
+        self,
+        x0: Tensor,
+        units: Sequence[int],
+        process: Process,
+        timesteps: TimestepSampler,
+        predict: Predict | None = None,
+    ) -> Corrupted:
+        """Corrupt scaled latents.
+
+        Args:
+            x0: (N, C, ..., H, W) scaled latents.
+            units: seed of each row's comparison unit; rows of a unit share t.
+            process: noise process of the model.
+            timesteps: distribution of t.
+            predict: prediction of the network that ``asks`` names.
+
+        Raises:
+            ValueError: ``predict`` is needed and missing.
+        """
+
+
+corruptors: Registry[type[Corruptor]] = Registry("corruptor", package="diffalign.diffusion")
+"""All corruptors by name; found by scanning this folder."""
 
 
 def draw_seed(*parts: int | str) -> int:
@@ -55,30 +110,53 @@ def seeded_noise(seeds: Sequence[int], like: Tensor) -> Tensor:
     return torch.stack(rows).to(like.dtype) if rows else like.clone()
 
 
+def sides(units: Sequence[int]) -> list[int]:
+    """Place of each row within its unit: 0 for the first row of a unit, 1 for the second, and so on."""
+    seen: dict[int, int] = {}
+    places = []
+    for unit in units:
+        seen[unit] = seen.get(unit, -1) + 1
+        places.append(seen[unit])
+    return places
+
+
+def draw_times(units: Sequence[int], process: Process, timesteps: TimestepSampler) -> Tensor:
+    """(N,) times on the host, one per unit."""
+    return timesteps.times(seeded_uniform([draw_seed("t", u) for u in units]), process)
+
+
+@corruptors.register("shared_noise")
+@corruptors.register("independent_noise")
 @dataclass(frozen=True, kw_only=True)
-class GaussianNoise:
-    """Fresh Gaussian noise; t is always shared within a comparison unit."""
+class GaussianNoise(Corruptor):
+    """Fresh Gaussian noise; t is shared within a comparison unit unless asked otherwise."""
 
     name: Literal["shared_noise", "independent_noise"] = "shared_noise"
     """shared_noise: one noise per unit (DPO and most others); independent_noise: one per image (KTO,
     RankDPO).
     """
+    time_per: Literal["unit", "image"] = "unit"
+    """unit: one t for all images of a comparison; image: one for each (KTO, where images share a record)."""
 
     def __call__(
-        self, x0: Tensor, units: Sequence[int], process: Process, timesteps: TimestepSampler
+        self,
+        x0: Tensor,
+        units: Sequence[int],
+        process: Process,
+        timesteps: TimestepSampler,
+        predict: Predict | None = None,
     ) -> Corrupted:
-        """Corrupt (N, C, ..., H, W) scaled latents; ``units`` holds the seed of each row's unit."""
-        t = timesteps.times(seeded_uniform([draw_seed("t", u) for u in units]), process)
+        """See Corruptor."""
+        places = sides(units)
+        if self.time_per == "unit":
+            t = draw_times(units, process, timesteps)
+        else:
+            seeds = [draw_seed("t", u, side) for u, side in zip(units, places, strict=True)]
+            t = timesteps.times(seeded_uniform(seeds), process)
         t = send(t, x0.device)
-        noise = seeded_noise([draw_seed("noise", u, side) for u, side in self._sides(units)], x0)
-        return Corrupted(x_t=process.add_noise(x0, noise, t), t=t, target=process.target(x0, noise, t))
-
-    def _sides(self, units: Sequence[int]) -> list[tuple[int, int]]:
-        if self.name == "shared_noise":
-            return [(u, 0) for u in units]
-        seen: dict[int, int] = {}
-        sides = []
-        for u in units:
-            seen[u] = seen.get(u, -1) + 1
-            sides.append((u, seen[u]))
-        return sides
+        own = self.name == "independent_noise"
+        seeds = [draw_seed("noise", u, side if own else 0) for u, side in zip(units, places, strict=True)]
+        noise = seeded_noise(seeds, x0)
+        return Corrupted(
+            x_t=process.add_noise(x0, noise, t), t=t, target=process.target(x0, noise, t), units=tuple(units)
+        )

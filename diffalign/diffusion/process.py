@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 Prediction = Literal["eps", "x0", "v", "flow"]
-WeightName = Literal["one", "eps_equivalent", "x0_equivalent", "snr", "min_snr"]
+WeightName = Literal["one", "eps_equivalent", "x0_equivalent", "snr", "min_snr", "sigmoid", "discount"]
+DENOISING_STEPS = 50
+"""Steps of a whole trajectory that the temporal discount counts in (arXiv:2402.08265)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,24 +65,56 @@ class Process:
         x0, noise = self._solve(pred, x_t, t)
         return self._form(to, x0, noise, t)
 
-    def weight(self, t: Tensor, name: WeightName, gamma: float = 5.0) -> Tensor:
-        """(B,) factor w(t) on native errors.
+    def eps_slope(self, t: Tensor) -> Tensor:
+        """(B,) derivative of the implied eps: eps(pred) - eps(target) = slope (pred - target).
 
-        ``eps_equivalent`` and ``x0_equivalent`` make them errors of eps and of x0; ``snr`` and ``min_snr``
-        weigh
-        errors of x0 by the signal-to-noise ratio, the latter cut at ``gamma``.
+        1 for eps, a for v, -a / s for x0, and 1 - sigma for flow.
         """
         a, s = self.coefficients(t)
-        to_x0 = {"eps": (s / a).square(), "x0": torch.ones_like(a), "v": s.square(), "flow": s.square()}
-        x0_weight = to_x0[self.prediction]
-        snr = (a / s).square()
+        slopes = {"eps": torch.ones_like(a), "x0": -a / s, "v": a, "flow": a / (a + s)}
+        return slopes[self.prediction]
+
+    def weight(self, t: Tensor, name: WeightName, gamma: float | None = None, b: float = 0.0) -> Tensor:
+        """(B,) factor w(t) on native errors.
+
+        Args:
+            t: (B,) times.
+            name: ``eps_equivalent`` and ``x0_equivalent`` make them errors of eps and of x0. ``snr`` and
+                ``min_snr`` weigh errors of x0 by the signal-to-noise ratio, the latter cut at ``gamma``
+                (arXiv:2303.09556). ``sigmoid`` weighs errors of eps by sigmoid(b - log SNR)
+                (arXiv:2303.00848). ``discount`` weighs native errors by 50 gamma^k / sum_j gamma^j, with k
+                the denoising step of 50 that t falls into, 0 the noisiest (arXiv:2402.08265): early steps
+                count more, and the mean over uniform t is 1.
+            gamma: cut of min_snr (5 where none is given) or discount (0.9).
+            b: shift of sigmoid in log SNR.
+        """
+        a, s = self.coefficients(t)
         if name == "one":
             return torch.ones_like(a)
+        if name == "discount":
+            return self._discount(t, 0.9 if gamma is None else gamma, a.dtype)
+        eps_weight, snr = self.eps_slope(t).square(), (a / s).square()
+        if name == "sigmoid":
+            return eps_weight * torch.sigmoid(b - snr.log())
+        if name in ("eps_equivalent", "snr"):  # the eps error is SNR times the x0 error
+            return eps_weight
+        x0_weight = self._x0_weight(a, s)
         if name == "x0_equivalent":
             return x0_weight
-        if name == "min_snr":
-            return x0_weight * snr.clamp(max=gamma)
-        return x0_weight * snr  # the eps error is SNR times the x0 error, so this is also "snr"
+        return x0_weight * snr.clamp(max=5.0 if gamma is None else gamma)
+
+    def _x0_weight(self, a: Tensor, s: Tensor) -> Tensor:
+        forms = {"eps": (s / a).square(), "x0": torch.ones_like(a), "v": s.square(), "flow": s.square()}
+        return forms[self.prediction]
+
+    def _discount(self, t: Tensor, gamma: float, dtype: torch.dtype) -> Tensor:
+        """(B,) weights with k = floor((T - 1 - t) / (T / 50)), and the like for flow."""
+        if self.is_flow:
+            k = ((1 - t) * DENOISING_STEPS).floor()
+        else:
+            k = ((self.steps - 1 - t) * DENOISING_STEPS).div(self.steps, rounding_mode="floor")
+        whole = sum(gamma**j for j in range(DENOISING_STEPS))
+        return gamma ** k.clamp(0, DENOISING_STEPS - 1).to(dtype) * (DENOISING_STEPS / whole)
 
     def _wide(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         a, s = self.coefficients(t)

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffalign.diffusion.process import Process
+from diffalign.diffusion.process import DENOISING_STEPS, Process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,11 @@ class TimestepSampler(ABC):
     @abstractmethod
     def quantile(self, u: Tensor) -> Tensor:
         """(B,) share of the whole time, in (0, 1], at (B,) uniform numbers u in [0, 1) of float64."""
+
+    @property
+    def highest(self) -> float:
+        """Largest share that ``quantile`` can give."""
+        return 1.0
 
     def times(self, u: Tensor, process: Process) -> Tensor:
         """(B,) times: int64 below T for VP, float sigma for flow."""
@@ -47,6 +52,11 @@ class Uniform(TimestepSampler):
             raise ValueError(
                 f"timesteps.low and high are {self.low} and {self.high}; 0 <= low < high <= 1 is needed"
             )
+
+    @property
+    def highest(self) -> float:
+        """See TimestepSampler."""
+        return self.high
 
     def quantile(self, u: Tensor) -> Tensor:
         """See TimestepSampler."""
@@ -77,15 +87,53 @@ class Discrete(TimestepSampler):
     steps: tuple[int, ...] = (249, 499, 749, 999)
     """Timesteps out of 1000."""
 
+    @property
+    def highest(self) -> float:
+        """See TimestepSampler."""
+        return (max(self.steps) + 0.5) / 1000
+
     def quantile(self, u: Tensor) -> Tensor:
         """See TimestepSampler."""
         table = (torch.tensor(self.steps, dtype=u.dtype) + 0.5) / 1000
         return table[(u * len(self.steps)).long()]
 
 
-Timesteps = Uniform | LogitNormal | Discrete
+@dataclass(frozen=True, kw_only=True)
+class Discounted(TimestepSampler):
+    """Early steps more often: the k-th of ``steps`` parts with probability ~ gamma^k, k = 0 noisiest.
+
+    The sampling form of the temporal discount of arXiv:2402.08265 (its code draws k so; uniform within a
+    part). ``error_weight: {name: discount}`` is the same as a weight; use one of the two.
+    """
+
+    name: Literal["discounted"] = "discounted"
+    gamma: float = 0.9
+    """Discount of each further denoising step, in (0, 1]; 1 is uniform."""
+    steps: int = DENOISING_STEPS
+    """Denoising steps of a whole trajectory."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not (0 < self.gamma <= 1 and self.steps >= 1):
+            raise ValueError(
+                f"timesteps.gamma is {self.gamma} and steps {self.steps}; gamma must be in (0, 1] and "
+                "steps at least 1"
+            )
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """See TimestepSampler."""
+        share = self.gamma ** torch.arange(self.steps - 1, -1, -1, dtype=u.dtype)  # from the clean end up
+        upper = (share / share.sum()).cumsum(0)
+        place = torch.searchsorted(upper, u, right=True).clamp(max=self.steps - 1)
+        lower = upper[place] - (share / share.sum())[place]
+        inside = ((u - lower) / (upper[place] - lower)).clamp(0, 1)
+        return (place + inside) / self.steps
+
+
+Timesteps = Uniform | LogitNormal | Discrete | Discounted
 SAMPLERS: dict[str, type[TimestepSampler]] = {
     "uniform": Uniform,
     "logit_normal": LogitNormal,
     "discrete": Discrete,
+    "discounted": Discounted,
 }

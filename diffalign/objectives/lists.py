@@ -26,7 +26,7 @@ class Lists:
     def sum(self, values: Tensor) -> Tensor:
         """(U,) sums of (N,) row values, or of (N, N) values of pairs of rows, over each list."""
         rows = values if values.ndim == 1 else values.sum(1)
-        return rows.new_zeros(self.count).index_add(0, self.unit, rows)
+        return torch.where(_members(self.unit, self.count), rows, torch.zeros_like(rows)).sum(1)
 
 
 def split_lists(batch: Denoised) -> Lists:
@@ -39,21 +39,21 @@ def split_lists(batch: Denoised) -> Lists:
     count = batch.unit_count if batch.unit_count is not None else int(unit.max()) + 1
     if len(unit) < 2 * count:
         raise ValueError(f"{len(unit)} images in {count} rankings: a ranking of one image compares nothing")
-    gap = batch.error if batch.ref_error is None else batch.error - batch.ref_error
-    weighted = gap if batch.t_weight is None else batch.t_weight * gap
     same = unit[:, None] == unit[None, :]
-    return Lists(unit=unit, count=count, same=same.fill_diagonal_(False), log_ratio=-0.5 * weighted)
+    return Lists(unit=unit, count=count, same=same.fill_diagonal_(False), log_ratio=-0.5 * batch.gap())
 
 
 def list_units(batch: Denoised, values: Tensor) -> Tensor:
     """(U,) mean of (N,) row values over each list."""
     unit = _dense(batch.group)
     count = batch.unit_count if batch.unit_count is not None else int(unit.max()) + 1
-    total, rows = values.new_zeros(2, count).index_add(
-        1, unit, torch.stack([values, torch.ones_like(values)])
-    )
-    mean: Tensor = total / rows
-    return mean
+    members = _members(unit, count)
+    return torch.where(members, values, torch.zeros_like(values)).sum(1) / members.sum(1)
+
+
+def _members(unit: Tensor, count: int) -> Tensor:
+    """(U, N) bool, which rows are in which list; sums over it do not depend on the order of atomic adds."""
+    return torch.arange(count, device=unit.device)[:, None] == unit[None, :]
 
 
 def _dense(group: Tensor) -> Tensor:

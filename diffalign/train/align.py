@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 
 from diffalign.config import ConfigError, load
 from diffalign.data.records import Record
@@ -28,6 +28,7 @@ from diffalign.train.preflight import preflight
 from diffalign.train.prepare import build_loader, given_records, read_records, select_for
 from diffalign.train.progress import Screen
 from diffalign.train.run import RunFolder, new_run, read_config
+from diffalign.train.shard import check_distribution, fsdp_options, shard_count
 from diffalign.train.trackers import Trackers
 from diffalign.train.trainer import Trainer
 from diffalign.train.validate import Validator
@@ -91,7 +92,8 @@ def align(
             preflight(config, given)
     policy = make_policy(config, accelerator.device)
     config = with_canonical_beta(config, policy)
-    for line in make_plan(config, policy, accelerator.num_processes).lines():
+    plan = make_plan(config, policy, accelerator.num_processes, shard_count(accelerator))
+    for line in plan.lines():
         screen.say(line)
     with accelerator.main_process_first():
         if given is None:
@@ -182,7 +184,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         # encoding and validation run on one process while the others wait, for longer than NCCL's 10 minutes
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
-    check_distribution(accelerator.distributed_type)
+    check_distribution(accelerator.distributed_type, config, fsdp_options())
     if config.batch % (config.accumulate * accelerator.num_processes):
         raise ConfigError(
             f"batch is {config.batch}; {accelerator.num_processes} processes x accumulate "
@@ -204,20 +206,6 @@ def cpu_threads(asked: int, processes: int) -> int:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
         return max(1, (os.cpu_count() or 1) // here)
     return torch.get_num_threads()
-
-
-def check_distribution(kind: DistributedType) -> None:
-    """Refuse launchers that cut the model up: the trainer saves and averages whole parameters.
-
-    Raises:
-        ConfigError: accelerate was started with FSDP, DeepSpeed or Megatron.
-    """
-    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise ConfigError(
-            f"accelerate was launched with {kind.value}, which cuts the model up over the processes; "
-            "diffalign keeps it whole in each: launch with training/accelerate/gpu-ddp.yaml; to save memory "
-            "train a LoRA (policy.adapter), with policy.gradient_checkpointing=true and a larger accumulate"
-        )
 
 
 def make_policy(config: TrainConfig, device: torch.device) -> Policy:

@@ -74,6 +74,10 @@ class WorldConfig:
     """Pictures of the base model that are voted on."""
     per_prompt: int = 4
     """Pictures of each prompt; all their pairs are voted on."""
+    ask: Literal["votes", "likes", "rankings"] = "votes"
+    """Votes on pairs, likes and dislikes of single pictures, or rankings of lists."""
+    list_length: int = 4
+    """Pictures in a ranking; per_prompt should be a multiple of it."""
     temperature: float = 0.4
     """Noise of the votes (Bradley-Terry), in s.d. of the taste."""
     careless: float = 0.0
@@ -84,7 +88,12 @@ class WorldConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         at_least(1, {"images": self.images})
-        at_least(2, {"per_prompt": self.per_prompt})
+        at_least(2, {"per_prompt": self.per_prompt, "list_length": self.list_length})
+        if self.ask == "rankings" and self.list_length > self.per_prompt:
+            raise ValueError(
+                f"list_length is {self.list_length}, but there are {self.per_prompt} pictures of a prompt "
+                "(per_prompt) to rank: lower it, or raise per_prompt"
+            )
         at_least(0, {"temperature": self.temperature, "seed": self.seed})
         is_share({"careless": self.careless})
 
@@ -189,6 +198,10 @@ class EvaluateConfig:
     """Pictures of each prompt and model."""
     prompt_file: str | None = None
     """File of held-out prompts; null takes those of the shapes world."""
+    part: Literal["report", "select"] = "report"
+    """report: prompts that nothing was chosen by. select: those to choose options by, so that trying out many
+    leaves the others untouched.
+    """
     judges: tuple[str, ...] = ()
     """Held-out scorers; the first is primary. Names, or name=weights."""
     trained_on: tuple[str, ...] = ()

@@ -56,8 +56,11 @@ class Plan:
         return text
 
 
-def make_plan(config: TrainConfig, policy: Policy, processes: int) -> Plan:
-    """Work out a run's figures from its recipe and the (possibly weightless) policy."""
+def make_plan(config: TrainConfig, policy: Policy, processes: int, shards: int = 1) -> Plan:
+    """Work out a run's figures from its recipe and the (possibly weightless) policy.
+
+    ``shards``: processes that the denoiser is cut up over.
+    """
     trained = sum(p.numel() for p in policy.trainable().values())
     every = sum(p.numel() for p in policy.denoiser.parameters())
     elements = latent_elements(policy, config.data.resolution)
@@ -70,7 +73,7 @@ def make_plan(config: TrainConfig, policy: Policy, processes: int) -> Plan:
         passes=passes(config.objective, config.batch, rows_per_unit(config.objective)),
         steps=config.steps,
         units=config.steps * config.batch,
-        memory_gib=memory(config, policy, trained, every, processes),
+        memory_gib=memory(config, policy, trained, every, processes, shards),
         beta_mean=beta,
         beta_sum=None if beta is None else sum_beta(beta, elements),
     )
@@ -99,7 +102,9 @@ def latent_elements(policy: Policy, resolution: int) -> int:
     return int(config.in_channels) * latent_side(policy, resolution) ** 2
 
 
-def memory(config: TrainConfig, policy: Policy, trained: int, every: int, processes: int) -> dict[str, float]:
+def memory(
+    config: TrainConfig, policy: Policy, trained: int, every: int, processes: int, shards: int = 1
+) -> dict[str, float]:
     """GiB per process by kind; activations are a rough count of saved tensors, the rest is exact."""
     width = {"fp32": 4, "fp64": 8, "bf16": 2, "fp16": 2}[config.precision]
     base = every * (width if config.policy.adapter else 4)
@@ -110,10 +115,10 @@ def memory(config: TrainConfig, policy: Policy, trained: int, every: int, proces
     saved = 0.15 if config.policy.gradient_checkpointing else 1.0
     activations = rows * activation_elements(policy, config.data.resolution) * width * saved
     parts = {
-        "weights": base,
+        "weights": base / shards,
         "encoders and VAE": encoder_bytes(policy),
-        "copy of the base": copy,
-        "gradients and optimizer": state,
+        "copy of the base": copy / shards,
+        "gradients and optimizer": state / shards,
         "activations": activations,
     }
     return {k: v / GIB for k, v in parts.items() if v}

@@ -39,6 +39,7 @@ from diffalign.train.monitor import LateReader, Monitor
 from diffalign.train.optim import build_optimizer, learning_rate, set_learning_rate
 from diffalign.train.random_state import put_random_state, random_tensors, random_values
 from diffalign.train.run import RunFolder
+from diffalign.train.shard import gathered, put, shard
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,8 @@ class Trainer:
         self.config, self.policy, self.loader, self.run = config, policy, loader, run
         self.accelerator = accelerator
         self.objective = config.objective
+        self.base = policy.base_id()  # of the start: after training, full weights are others
+        self.shards = shard(policy, accelerator)
         self.parameters = policy.trainable()
         self.optimizer = build_optimizer(self.parameters.values(), config.optim)
         self.ema = Ema(self.parameters, config.ema) if config.ema else None
@@ -103,8 +106,8 @@ class Trainer:
         self._took: dict[int, float] = {}
         self._batches: Iterator[Batch] | None = None
         self.recipe: dict[str, Any] = yaml.safe_load(recipe_text(config))
-        self.base = policy.base_id()  # of the start: after training, full weights are others
-        policy.wrapped, self.optimizer = accelerator.prepare(policy.denoiser, self.optimizer)
+        if self.shards is None:
+            policy.wrapped, self.optimizer = accelerator.prepare(policy.denoiser, self.optimizer)
 
     # ------------------------------------------------------------------ the loop
 
@@ -161,7 +164,9 @@ class Trainer:
         figures, samples = StepFigures(), []
         for i, batch in enumerate(parts):
             last = i == len(parts) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.policy.wrapped):
+            # shards add up at every part: kept apart, each process would hold the gradient of the whole model
+            add_up = last or self.shards is not None
+            with nullcontext() if add_up else self.accelerator.no_sync(self.policy.wrapped):
                 self._backward(batch, total, figures)
             samples += batch.sample.tolist()
         self.clock.enter("optimizer")
@@ -258,19 +263,25 @@ class Trainer:
 
     def _clip(self) -> Tensor:
         limit = self.config.optim.clip_norm or float("inf")
+        if self.shards is not None:
+            return self.shards.clip(self.parameters.values(), limit)
         norm = self.accelerator.clip_grad_norm_(self.parameters.values(), limit)
         return norm if isinstance(norm, Tensor) else torch.tensor(float(norm))
 
     # ------------------------------------------------------------------ state
 
     def checkpoint(self) -> Checkpoint:
-        """Everything that the next step depends on."""
+        """Everything that the next step depends on.
+
+        All processes take part; where the model is cut up, only that of the main process holds its tensors.
+        """
         tensors, scalars = pack_optimizer(_plain(self.optimizer), self.parameters)
         state = {f"policy/{k}": p.detach() for k, p in self.parameters.items()}
         state |= {f"optim/{k}": v for k, v in tensors.items()}
         state |= {f"objective/{k}": v for k, v in self.state.items()}
         if self.ema is not None:
             state |= {f"ema/{k}": v for k, v in self.ema.state().items()}
+        state = gathered(state, keep=self.accelerator.is_main_process)
         tensors_of, values_of = self._random_states()
         state |= {f"rng/{i}/{k}": v for i, own in enumerate(tensors_of) for k, v in own.items()}
         scaler = self.accelerator.scaler
@@ -290,8 +301,12 @@ class Trainer:
 
     @contextmanager
     def exported_weights(self) -> Iterator[None]:
-        """Inside, the policy has the weights that the run gives out: the average where there is one."""
-        with self.ema.swapped() if self.ema is not None else nullcontext():
+        """Inside, the policy has the weights that the run gives out: the average where there is one.
+
+        All processes enter; inside, a model that is cut up is whole, and of use, on the main process only.
+        """
+        average = self.ema.swapped() if self.ema is not None else nullcontext()
+        with average, self.shards.whole() if self.shards is not None else nullcontext():
             yield
 
     def save(self) -> None:
@@ -313,7 +328,7 @@ class Trainer:
         check_same_run(checkpoint, self.recipe, self.base, where, MUST_AGREE)
         meta = checkpoint.meta
         for key, value in checkpoint.part("policy").items():
-            self.parameters[key].copy_(value)
+            put(self.parameters[key], value)
         unpack_optimizer(_plain(self.optimizer), self.parameters, checkpoint.part("optim"), meta["optim"])
         self._restore_average(checkpoint, where)
         if self.accelerator.scaler is not None and meta["scaler"] is not None:
