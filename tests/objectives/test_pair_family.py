@@ -139,6 +139,12 @@ def test_aot_compares_ranks() -> None:
     assert loss.tolist() == pytest.approx([0.9 * ell(1) + 0.1 * ell(-1), 0.9 * ell(3) + 0.1 * ell(-3)])
 
 
+def test_aot_gives_a_loss_to_the_pair_whose_winner_has_the_rank() -> None:
+    """Winners 5, 3, 4 are third, first and second; the losers in order are -1, 0, 2."""
+    loss = build("aot", beta=1.0).loss(pairs_of([(5.0, 0.0), (3.0, 2.0), (4.0, -1.0)]))[0]
+    assert loss.tolist() == pytest.approx([ell(5 - 2), ell(3 + 1), ell(4 - 0)])
+
+
 def test_aot_against_the_reference() -> None:
     """Policy leads 1 and 5 against the reference's 2 and 0: errors (w, l), beta / 2 = 1."""
     batch = pairs_of([(0.0, 0.0), (0.0, 0.0)])
