@@ -137,3 +137,16 @@ def test_an_overflow_of_the_loss_scaler_is_skipped(tmp_path: Path, monkeypatch: 
     saved = load_checkpoint(run.dir / "checkpoints" / "step-000012")
     assert saved.meta["ema_steps"] == skips.count(0.0)
     assert saved.meta["scaler"]["scale"] == 2.0 ** (127 - skips.count(1.0))
+
+
+def test_batches_of_one_kind_of_label_are_named_but_not_all_of_them() -> None:
+    monitor = Monitor()
+    monitor.watch(1, row(likes=0.5, dislikes=0.5, one_sided=0.0), [])
+    assert monitor.warnings == []
+    for step in range(2, 14):
+        monitor.watch(step, row(likes=0.0, dislikes=1.0, one_sided=1.0), [])
+    assert [w.partition(":")[0] for w in monitor.warnings] == ["step 2", "step 11"]
+    assert "no liked image (the 10. time)" in monitor.warnings[1]
+    resumed = Monitor()
+    resumed.load_state_dict(monitor.state_dict())
+    assert resumed.one_sided == 12
