@@ -78,8 +78,12 @@ def read_league(path: Path) -> League:
 
 
 def sweep_jobs(league: League) -> Iterator[Job]:
-    """Runs that try the settings of every method that has several, judged on selection prompts."""
-    for pipeline, (name, method) in itertools.product(league.pipelines, league.methods.items()):
+    """Runs that try the settings of every method that has several, judged on selection prompts.
+
+    The best-known methods come first.
+    """
+    methods = sorted(league.methods.items(), key=lambda item: not item[1].known)
+    for pipeline, (name, method) in itertools.product(league.pipelines, methods):
         settings = method.settings()
         for setting in settings if len(settings) > 1 else ():
             steps = {"steps": league.sweep_steps, "evaluate": {"part": "select"}, "validate": {"every": 0}}

@@ -166,8 +166,8 @@ class Monitor:
             )
             self._warn(
                 step,
-                f"a batch has no {missing} image (the {self.one_sided}. time), which takes most of the signal "
-                "away: raise batch, lower accumulate, draw both kinds, or take kl: zero",
+                f"a batch has no {missing} image (the {self.one_sided}. time), which takes most of the "
+                "signal away: raise batch, lower accumulate, draw both kinds, or take kl: zero",
             )
 
     def _warn(self, step: int, text: str) -> None:

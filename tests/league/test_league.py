@@ -15,6 +15,7 @@ from diffalign.league.config import Job, League, main_jobs, read_league, sweep_j
 from diffalign.league.page import write_page
 from diffalign.league.play import missing, play
 from diffalign.league.results import Result, choose, load_results, rows, save_result
+from diffalign.train.align import load_recipe
 
 FILE = """
 common: {steps: 100, optim: {schedule: cosine, learning_rate: 0.1}, policy: {model: samples/shapes/unet}}
@@ -154,3 +155,12 @@ def test_results_survive_their_file(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     save_result(tmp_path / "x", replace(BASE, job="x", setting={"objective.beta": 2.0}))
     assert load_results(tmp_path) == {"x": replace(BASE, job="x", setting={"objective.beta": 2.0})}
+
+
+def test_every_recipe_of_the_packaged_league_loads() -> None:
+    league = read_league(Path("training/recipes/league.yaml"))
+    for job in sweep_jobs(league):
+        load_recipe({**job.recipe, "output": "unused"})
+    sizes = {name: len(m.settings()) for name, m in league.methods.items() if m.sweep}
+    assert set(sizes.values()) == {4}  # as many tries for each
+    assert sum(m.known for m in league.methods.values()) >= 10
