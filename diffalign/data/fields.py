@@ -27,19 +27,7 @@ def with_fields(record: Record, row: Mapping[str, Any], folder: Path | None) -> 
     """
     where = record.source or "record"
     given = {name: row[name] for name in NAMES if row.get(name) is not None}
-    if not given:
-        return record
-    p = _number(given.get("soft"), "soft", where)
-    return replace(
-        record,
-        margin=_number(given.get("margin"), "margin", where),
-        weight=_sure(given.get("weight", 1.0), "weight", where),
-        soft=None if p is None else (p, 1 - p),
-        score=None if "score" not in given else _numbers(given["score"], "score", where),
-        judged=_judged(given.get("judged"), where),
-        distance=_number(given.get("distance"), "distance", where),
-        regions=_regions(given.get("regions"), folder, where),
-    )
+    return replace(record, **{name: _read(name, value, folder, where) for name, value in given.items()})
 
 
 def fields_of(record: Record) -> dict[str, Any]:
@@ -64,11 +52,19 @@ def fields_of(record: Record) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _number(value: object, name: str, where: str) -> float | None:
-    return None if value is None else _sure(value, name, where)
+def _read(name: str, value: object, folder: Path | None, where: str) -> Any:
+    """Value of one field of a Record from its JSON."""
+    if name == "soft":
+        p = _number(value, name, where)
+        return p, 1 - p
+    if name == "regions":
+        return _regions(value, folder, where)
+    if name == "judged":
+        return _judged(value, where)
+    return _numbers(value, name, where) if name == "score" else _number(value, name, where)
 
 
-def _sure(value: object, name: str, where: str) -> float:
+def _number(value: object, name: str, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DataError(f"{where}: {name} is {value!r}; it must be a number")
     return float(value)
@@ -77,20 +73,16 @@ def _sure(value: object, name: str, where: str) -> float:
 def _numbers(value: object, name: str, where: str) -> tuple[float, ...]:
     if not isinstance(value, list):
         raise DataError(f"{where}: {name} is {value!r}; it must be a list with a number per image")
-    return tuple(_sure(v, f"{name}[{i}]", where) for i, v in enumerate(value))
+    return tuple(_number(v, f"{name}[{i}]", where) for i, v in enumerate(value))
 
 
 def _judged(value: object, where: str) -> dict[str, tuple[float, ...]]:
-    if value is None:
-        return {}
     if not isinstance(value, Mapping):
         raise DataError(f"{where}: judged is {value!r}; it must be an object, scorer to a number per image")
     return {str(name): _numbers(row, f"judged.{name}", where) for name, row in value.items()}
 
 
-def _regions(value: object, folder: Path | None, where: str) -> tuple[Region | None, ...] | None:
-    if value is None:
-        return None
+def _regions(value: object, folder: Path | None, where: str) -> tuple[Region | None, ...]:
     if not isinstance(value, list):
         raise DataError(f"{where}: regions is {value!r}; it must be a list with a region or null per image")
     try:

@@ -48,8 +48,7 @@ class Batch:
     sample: Tensor
     """(N,) int64: position of the record in the list that the cache was made from."""
     epoch: Tensor
-    """(N,) int64: another number whenever the record comes again; with ``sample`` it seeds what is drawn for a
-    row."""
+    """(N,) int64: another number whenever the record comes again; with ``sample`` it seeds a row's draws."""
     margin: Tensor | None = None
     """(N,) fp32 margin asked of the row's pair, 0 where none is; None where no record has one."""
     region: Tensor | None = None
@@ -77,10 +76,10 @@ class LoaderOptions:
     prompt_dropout: float = 0.0
     """Share of comparisons whose prompt is emptied; one draw for all images of one."""
     liked_share: float | None = None
-    """Of likes and dislikes: draw a like with this probability (KTO's gamma, 0.8 there); None takes each image
-    once an epoch."""
+    """Of likes and dislikes: draw a like with this probability (KTO's gamma, 0.8 there); None takes each
+    image once an epoch."""
     curriculum: int = 0
-    """Easiest first: the first epoch comes in so many stages of falling score gap; 0 shuffles it as the others."""
+    """Easiest first: the first epoch comes in so many stages of falling score gap; 0 shuffles it too."""
     other_captions: bool = False
     """Bring the caption of the next comparison that has another one to each row (KTO's mismatched KL)."""
 

@@ -132,7 +132,7 @@ class Record:
             raise DataError(f"{where}: margin is {self.margin}; it must be a finite number")
         if self.distance is not None and not (math.isfinite(self.distance) and self.distance >= 0):
             raise DataError(f"{where}: distance is {self.distance}; it must be 0 or more")
-        if self.soft is not None and not (0 <= min(self.soft) and abs(sum(self.soft) - 1) <= 1e-6):
+        if self.soft is not None and not (min(self.soft) >= 0 and abs(sum(self.soft) - 1) <= 1e-6):
             raise DataError(f"{where}: soft is {self.soft}; it must be in [0, 1] and add up to 1")
         rows = {"score": self.score or (), **{f"judged.{n}": row for n, row in self.judged.items()}}
         for name, row in rows.items():
@@ -153,7 +153,7 @@ class Record:
 
     @property
     def gap(self) -> float:
-        """How clear the comparison is: between best and worst, of ``score``, else ``soft``, else ``values``."""
+        """How clear the comparison is: best minus worst ``score``, else ``soft``, else ``values``."""
         row = self.score or self.soft or self.values
         return max(row) - min(row)
 

@@ -132,7 +132,7 @@ def _parsed_json(data: bytes, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: its json is not valid ({error})") from None
     if not isinstance(found, dict):
         raise DataError(f"{where}: its json must be an object with named fields, got {type(found).__name__}")
-    return {RENAMED.get(name, name): value for name, value in found.items()}
+    return {RENAMED.get(str(name), str(name)): value for name, value in found.items()}
 
 
 def _parsed(name: str, data: bytes, where: str) -> Any:
@@ -150,7 +150,7 @@ def _parsed(name: str, data: bytes, where: str) -> Any:
 
 
 def _number(extension: str) -> int | None:
-    """Number of an image: of ``jpg_1``, ``1.jpg`` or ``image_1.jpg`` it is 1, of ``jpg`` -1; None is no image."""
+    """Number of an image: 1 of ``jpg_1``, ``1.jpg`` or ``image_1.jpg``, -1 of ``jpg``; None is no image."""
     found = NUMBERED.fullmatch(extension)
     if found is not None and (found["before"] or found["after"]) in PICTURES:
         return int(found["n0"] or found["n1"])
@@ -163,8 +163,8 @@ def _pictures(sample: Mapping[str, _Member], where: str) -> list[str]:
     numbers = [n for n, _ in found]
     if not found or numbers not in ([-1], list(range(len(found)))):
         raise DataError(
-            f"{where}: its images are {', '.join(e for _, e in found) or 'missing'}; they must be numbered from "
-            "0, as jpg_0 and jpg_1 or 0.jpg and 1.jpg, or be one jpg"
+            f"{where}: its images are {', '.join(e for _, e in found) or 'missing'}; they must be numbered "
+            "from 0, as jpg_0 and jpg_1 or 0.jpg and 1.jpg, or be one jpg"
         )
     return [e for _, e in found]
 
