@@ -135,7 +135,7 @@ def with_score(records: Sequence[Record], name: str) -> list[Record]:
 
 
 def with_margin(records: Sequence[Record], name: str, scale: float = 1.0) -> list[Record]:
-    """Pairs with ``scale`` times the score gap, winner minus loser, as their margin (MODPO's other reward)."""
+    """Pairs with ``scale`` times the score gap, winner minus loser, as margin (MODPO's other reward)."""
     g = oriented(records, [name])[:, 0].tolist()
     return [replace(r, margin=scale * gap) for r, gap in zip(records, g, strict=True)]
 

@@ -24,7 +24,7 @@ class ImageEncoder(Protocol):
 
 
 def pixel_features(x01: Tensor) -> Tensor:
-    """(B, 193) unit vectors: the pictures shrunk to 8 x 8, about mid-grey; a constant gives all-grey ones one."""
+    """(B, 193) unit vectors: pictures shrunk to 8 x 8, about mid-grey; a constant so that none is 0."""
     small = functional.interpolate(x01, size=(SIDE, SIDE), mode="area").flatten(1) - 0.5
     return functional.normalize(functional.pad(small, (0, 1), value=1e-3), dim=1)
 
@@ -34,6 +34,8 @@ def encode(x01: Tensor, judge: Judge | None) -> Tensor:
     if judge is None:
         return pixel_features(x01)
     if not isinstance(judge.scorer, ImageEncoder):
-        raise DataError(f"features={judge.name}: this scorer has no image features; take pixels, or pickscore")
+        raise DataError(
+            f"features={judge.name}: this scorer has no image features; take pixels, or pickscore"
+        )
     with torch.no_grad():
         return functional.normalize(judge.scorer.encode_images(x01.to(judge.device)).float().cpu(), dim=1)

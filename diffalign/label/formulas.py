@@ -1,4 +1,4 @@
-"""What scores say about the images of one prompt: soft labels, fractions of wins, calibrated rewards, fronts."""
+"""What scores say about the images of a prompt: soft labels, shares of wins, calibrated rewards, fronts."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ def smpo_probability(first: Array, second: Array, low: float, high: float) -> Ar
         DataError: all scores are equal, or one is outside [low, high].
     """
     if not low < high:
-        raise DataError(f"SmPO's range of scores is [{low:g}, {high:g}]; all scores are equal: take another scorer")
+        raise DataError(
+            f"SmPO's range of scores is [{low:g}, {high:g}]; all scores are equal: take another scorer"
+        )
     both = np.concatenate([np.ravel(first), np.ravel(second)])
     if both.size and not (both.min() >= low and both.max() <= high):
         raise DataError(
-            f"a score is outside SmPO's range [{low:g}, {high:g}] (there are {both.min():g} to {both.max():g}); "
-            "give the range of the whole data set"
+            f"a score is outside SmPO's range [{low:g}, {high:g}] (there are {both.min():g} to "
+            f"{both.max():g}); give the range of the whole data set"
         )
     return _sigmoid((first - second) / (high - low))
 
@@ -73,7 +75,7 @@ def pareto_fronts(scores: Array) -> NDArray[np.int64]:
         scores: (K, n). One image is better than another where no scorer puts it lower and one puts it higher.
     """
     a, b = scores[:, :, None], scores[:, None, :]
-    better = (a >= b).all(0) & (a > b).any(0)  # (n, n), row beats column
+    better = np.logical_and((a >= b).all(0), (a > b).any(0))  # (n, n), row beats column
     fronts = np.zeros(scores.shape[1], dtype=np.int64)
     front = 0
     while (fronts == 0).any():
@@ -111,8 +113,9 @@ def _differences(scores: Array) -> Array:
 def _mean_over_others(x: Array) -> Array:
     """(K, n, n) comparisons of row with column to (n,) means without the diagonal."""
     n = x.shape[1]
-    total: Array = x.sum((0, 2)) - x[:, np.arange(n), np.arange(n)].sum(0)
-    return total / (len(x) * (n - 1))
+    total = x.sum((0, 2)) - x[:, np.arange(n), np.arange(n)].sum(0)
+    mean: Array = total / (len(x) * (n - 1))
+    return mean
 
 
 def _sigmoid(x: Array) -> Array:

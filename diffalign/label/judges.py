@@ -58,9 +58,13 @@ def load_judge(spec: str, device: str | torch.device = "cpu") -> Judge:
     weights = scorers.find_weights(name, asset(given) if given else None)
     scorer = scorers.load(name, weights, device=device)
     if scorer.kind != "pointwise" or scorer.space != "pixel":
-        raise DataError(f"scorer {name} is {scorer.kind} in {scorer.space} space; labels need pointwise pixel ones")
+        raise DataError(
+            f"scorer {name} is {scorer.kind} in {scorer.space} space; labels need pointwise pixel ones"
+        )
     digest = "" if weights is None else _digest(weights)
-    return Judge(name=name, scorer=scorer, id=content_key("scorer", name, scorer.version, digest), device=device)
+    return Judge(
+        name=name, scorer=scorer, id=content_key("scorer", name, scorer.version, digest), device=device
+    )
 
 
 def load_judges(specs: Sequence[str], device: str | torch.device = "cpu") -> list[Judge]:

@@ -29,7 +29,7 @@ Progress = Callable[[int, int], None]
 
 
 class ScoreBook:
-    """Scores of one scorer by key, in a jsonl file that only grows; a line cut off by a crash does not count."""
+    """Scores of one scorer by key, in a jsonl file that only grows; a line cut off does not count."""
 
     def __init__(self, file: Path) -> None:
         """Read what is there."""
@@ -57,6 +57,8 @@ class Scored:
     """With ``judged`` filled."""
     places: list[int]
     """Position of each in the list that was scored."""
+    keys: list[list[str]]
+    """Key of each record's images, the same for the same bytes under the same prompt."""
     features: list[NDArray[np.float64]]
     """(n, D) unit features of each record's images; empty where none were asked for."""
     bad: list[tuple[str, str]] = field(default_factory=list)
@@ -110,9 +112,11 @@ def score_records(
     places = [i for i, row in enumerate(keys) if row is not None]
     if not places:
         raise DataError("no record has only images that can be read")
+    judged = [{**records[i].judged, **work.scores(keys[i] or [])} for i in places]
     return Scored(
-        records=[replace(records[i], judged=dict(records[i].judged) | work.scores(keys[i] or [])) for i in places],
+        records=[replace(records[i], judged=j) for i, j in zip(places, judged, strict=True)],
         places=places,
+        keys=[keys[i] or [] for i in places],
         features=[work.features(keys[i] or []) for i in places] if features else [],
         bad=work.bad, made=work.made, found=work.found,
     )  # fmt: skip
