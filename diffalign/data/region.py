@@ -104,11 +104,12 @@ def _cover(start: float, end: float, count: int) -> NDArray[np.float32]:
 def _mask(source: ImageSource, height: int, width: int) -> NDArray[np.float32]:
     from PIL import Image, ImageOps
 
+    data = source.read()
     try:
-        with Image.open(io.BytesIO(source.read())) as image:
+        with Image.open(io.BytesIO(data)) as image:
             grey = ImageOps.exif_transpose(image).convert("L")
-    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise RegionError(f"{source.where} is no whole image ({error})") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise RegionError(f"{source.where} is no whole image ({type(error).__name__})") from error
     if abs(grey.width * height / (grey.height * width) - 1) > SHAPE_TOLERANCE:
         raise RegionError(
             f"{source.where} is {grey.width} x {grey.height}, its image {width} x {height}; "

@@ -1,4 +1,4 @@
-"""Pairs made on purpose: two pictures from one seed, one of them meant to be worse, under the plain prompt."""
+"""Pairs made on purpose: two pictures from one seed, one meant to be worse, under the plain prompt."""
 
 from __future__ import annotations
 

@@ -85,11 +85,12 @@ def pareto_fronts(scores: Array) -> NDArray[np.int64]:
     return fronts
 
 
-def within_sd(groups: Sequence[Array]) -> Array:
+def within_sd(groups: Sequence[Array], names: Sequence[str]) -> Array:
     """(K,) s.d. of each scorer's scores between the images of a prompt, over all prompts.
 
     Args:
         groups: (K, n) scores of each prompt, n may differ.
+        names: K names of the scorers.
 
     Raises:
         DataError: a scorer that gives all images of each prompt the same score.
@@ -99,8 +100,10 @@ def within_sd(groups: Sequence[Array]) -> Array:
     if freedom < 1:
         raise DataError("no prompt has two images or more, so there is nothing to compare")
     sd: Array = np.sqrt((centred**2).sum(1) / freedom)
-    if (sd <= 1e-12 * np.abs(np.concatenate(groups, 1)).max(1)).any():
-        raise DataError("a scorer gives all images of every prompt the same score; leave it out")
+    flat = sd <= 1e-12 * np.abs(np.concatenate(groups, 1)).max(1)
+    if flat.any():
+        name = names[int(flat.argmax())]
+        raise DataError(f"scorer {name} gives all images of every prompt the same score; leave it out")
     return sd
 
 

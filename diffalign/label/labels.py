@@ -54,7 +54,7 @@ class Labels:
             scored=scored,
             names=tuple(names),
             options=options,
-            unit=within_sd(tables),
+            unit=within_sd(tables, names),
             low=float(first.min()) if options.low is None else options.low,
             high=float(first.max()) if options.high is None else options.high,
         )
