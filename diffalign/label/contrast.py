@@ -202,12 +202,10 @@ def _generate(policy: Generator, jobs: Sequence[tuple[str, int]], sampling: Samp
 
 def _pair(prompt: str, seed: int, winner: Tensor, loser: Tensor, name: str) -> Record:
     where = f"{name} pair of {prompt!r}, seed {seed}"
-    if torch.equal(winner, loser):
+    images = (_image(winner, where), _image(loser, where))
+    if images[0] == images[1]:
         raise DataError(f"{where}: both pictures are the same; the contrast changes nothing")
-    return Record(
-        prompt=prompt, images=(_image(winner, where), _image(loser, where)), kind="pair", values=(1.0, 0.0),
-        source=where,
-    )  # fmt: skip
+    return Record(prompt=prompt, images=images, kind="pair", values=(1.0, 0.0), source=where)
 
 
 def _image(picture: Tensor, where: str) -> BytesImage:

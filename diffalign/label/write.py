@@ -7,14 +7,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffalign.data.derived import write_labels
-from diffalign.data.readers import read
+from diffalign.data.derived import Derived, write_labels
 from diffalign.data.records import DataError, FileImage, Record
-from diffalign.data.split import normalise
 from diffalign.data.writers import folder_line
 from diffalign.label.judges import Judge, load_judge
 from diffalign.label.labels import Labels
 from diffalign.label.options import LabelOptions
+from diffalign.label.pool import gather
 from diffalign.label.rules import rules
 from diffalign.label.scoring import Progress, Scored, score_records
 
@@ -50,67 +49,46 @@ def write_scores(
         DataError: the data cannot be read, scored, or paired by this rule.
     """
     options = options or LabelOptions()
-    make = rules.get(rule) if rule is not None else None  # an unknown rule fails before any image is read
+    rules.get(rule or "relabel")  # an unknown rule fails before any image is read
     records, pooled = gather(paths, options, paired=rule is not None)
     target = output or _beside(paths, rule, pooled)
     if target.exists():
         raise FileExistsError(f"{target} exists and is not overwritten: name another --output")
-    scored = _score(records, judges, options, needs_features=rule is not None, progress=progress)
-    labels = Labels.of(scored, [j.name for j in judges], options)
-    items = labels.pairs(make) if make is not None else labels.records()
-    if not items:
-        raise DataError(f"rule {rule} makes no pair of {len(records)} groups; ask for less, or add images")
+    items, scored = derive(records, judges, options, rule=rule, progress=progress)
     count = _write_folder([i.record for i in items], target) if pooled else write_labels(items, target)
     return target, _summary(count, len(records), scored)
 
 
-def gather(paths: Sequence[Path], options: LabelOptions, *, paired: bool) -> tuple[list[Record], bool]:
-    """Records to score, and whether they are images gathered by prompt rather than a data set as it is.
-
-    Images nobody judged are gathered, and so are likes where pairs are to be made of them.
-
-    Raises:
-        DataError: several paths of judged data, or a prompt with one image.
-    """
-    parts = [read(path, options.format, max_pairs=options.max_pairs) for path in paths]
-    records = [record for part in parts for record in part]
-    unjudged = all(r.kind == "labels" and r.undecided for r in records)
-    if not unjudged and len(paths) > 1:
-        raise DataError(f"{paths[0]} and the others hold judgements; several paths must be folders of images")
-    if unjudged or (paired and all(r.kind == "labels" for r in records)):
-        return gathered(records), True
-    return records, False
-
-
-def gathered(records: Sequence[Record]) -> list[Record]:
-    """One ranking of equals per prompt, of all its images.
+def derive(
+    records: Sequence[Record],
+    judges: Sequence[Judge],
+    options: LabelOptions,
+    *,
+    rule: str | None = None,
+    progress: Progress | None = None,
+) -> tuple[list[Derived], Scored]:
+    """What comes of records in memory: their labels, or the pairs of a rule; see ``write_scores``.
 
     Raises:
-        DataError: a prompt with one image.
+        DataError: the records cannot be scored, or the rule makes no pair of them.
     """
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        groups.setdefault(normalise(record.prompt), []).append(record)
-    single = [g[0].prompt for g in groups.values() if sum(len(r.images) for r in g) == 1]
-    if single:
-        raise DataError(
-            f"a ranking of one item: {len(single)} of {len(groups)} prompts have one image only (for example "
-            f"{single[0]!r}); make two of each prompt, or name another folder that has them"
-        )
-    return [_merged(group) for group in groups.values()]
-
-
-def _merged(group: Sequence[Record]) -> Record:
-    images = tuple(image for r in group for image in r.images)
-    models = tuple(model for r in group for model in r.models)
-    return Record(
-        prompt=group[0].prompt,
-        images=images,
-        kind="ranking",
-        values=(0.0,) * len(images),
-        models=models if len(models) == len(images) else (),
-        source=f"prompt {group[0].prompt!r}",
+    scored = score_records(
+        records,
+        judges,
+        Path(options.cache),
+        features=rule is not None or any(r.kind == "pair" for r in records),
+        feature_judge=None
+        if options.features == "pixels"
+        else load_judge(options.features, judges[0].device),
+        batch=options.batch,
+        max_bad_share=options.max_bad_share,
+        progress=progress,
     )
+    labels = Labels.of(scored, [j.name for j in judges], options)
+    items = labels.records() if rule is None else labels.pairs(rules.get(rule))
+    if not items:
+        raise DataError(f"rule {rule} makes no pair of {len(records)} groups; ask for less, or add images")
+    return items, scored
 
 
 def _beside(paths: Sequence[Path], rule: str | None, pooled: bool) -> Path:
@@ -119,27 +97,6 @@ def _beside(paths: Sequence[Path], rule: str | None, pooled: bool) -> Path:
     if not paths[0].exists():
         raise DataError(f"{paths[0]} is a pattern of several files: name where to write by --output")
     return paths[0].resolve().with_name(f"{paths[0].resolve().name}.{rule or 'labels'}.jsonl")
-
-
-def _score(
-    records: Sequence[Record],
-    judges: Sequence[Judge],
-    options: LabelOptions,
-    *,
-    needs_features: bool,
-    progress: Progress | None,
-) -> Scored:
-    encoder = None if options.features == "pixels" else load_judge(options.features, judges[0].device)
-    return score_records(
-        records,
-        judges,
-        Path(options.cache),
-        features=needs_features or any(r.kind == "pair" for r in records),
-        feature_judge=encoder,
-        batch=options.batch,
-        max_bad_share=options.max_bad_share,
-        progress=progress,
-    )
 
 
 def _write_folder(records: Sequence[Record], folder: Path) -> int:
