@@ -49,7 +49,8 @@ def write_scores(
         DataError: the data cannot be read, scored, or paired by this rule.
     """
     options = options or LabelOptions()
-    rules.get(rule or "relabel")  # an unknown rule fails before any image is read
+    if rule is not None:
+        rules.get(rule)  # an unknown one fails before any image is read
     records, pooled = gather(paths, options, paired=rule is not None)
     target = output or _beside(paths, rule, pooled)
     if target.exists():

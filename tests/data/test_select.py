@@ -68,6 +68,15 @@ def test_strength_by_mean_and_spread(
     assert [r.margin for r in out] == margins
 
 
+def test_softening_weighs_the_spread() -> None:
+    out = strength(
+        [judged(0, 3, 1), judged(1, 1, 1)], StrengthOptions(scorers=("a", "b"), actions=("soften",))
+    )
+    a, b = 3 / math.sqrt(5), 1.0  # in units of the root mean square gap
+    z = (a + b) / 2 / math.sqrt(((a - b) / 2) ** 2 + 1)
+    assert out[0].values[0] == pytest.approx(0.5 * (1 + math.erf(z / math.sqrt(2))))
+
+
 def test_posterior_finds_the_flip_rate_and_the_flipped() -> None:
     rng = np.random.default_rng(0)
     gaps = rng.standard_normal((4000, 2))

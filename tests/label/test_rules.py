@@ -110,9 +110,13 @@ def test_features_that_are_not_there_are_named(rule: str) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"share": 0.6}, "rule.share"), ({"temperature": 0.0}, "rule.temperature"), ({"negatives": 0}, "rule.negatives"),
-     ({"min_gap": -1.0}, "rule.min_gap")],
-)  # fmt: skip
+    [
+        ({"share": 0.6}, "rule.share"),
+        ({"temperature": 0.0}, "rule.temperature"),
+        ({"negatives": 0}, "rule.negatives"),
+        ({"min_gap": -1.0}, "rule.min_gap"),
+    ],
+)
 def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         RuleOptions(**options)
