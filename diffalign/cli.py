@@ -225,22 +225,38 @@ def generate(
 
 @app.command()
 def score(
-    images: Annotated[list[Path], typer.Argument(help="picture files")],
-    prompt: Annotated[str, typer.Option(help="what they should show")],
-    scorer: Annotated[str, typer.Option(help="scorer, see: diffalign scorers list")] = "pickscore",
-    weights: Annotated[str | None, typer.Option(help="its weights; else $SCORERS_WEIGHTS/<scorer>")] = None,
+    images: Annotated[
+        list[str],
+        typer.Argument(help="picture files; with --write data or folders of images, and key=value ..."),
+    ],
+    prompt: Annotated[str | None, typer.Option(help="what they should show; not with --write")] = None,
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(help="name or name=weights, see: diffalign scorers list; pickscore where none is named"),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="weights of one; else $SCORERS_WEIGHTS/<scorer>")
+    ] = None,
+    write: Annotated[bool, typer.Option("--write", help="store labels beside the data")] = False,
+    pairs: Annotated[str | None, typer.Option(help="with --write: make pairs by this rule")] = None,
+    output: Annotated[Path | None, typer.Option(help="with --write: new file or folder")] = None,
 ) -> None:
-    """Score pictures.
+    """Score pictures, or with --write a data set or the images of several pipelines.
 
-    Example: diffalign score a.png b.png --prompt "a red circle" --scorer shapes-large
+    Example: diffalign score a.png b.png --prompt "a red circle" --scorer shapes-large, or
+    diffalign score samples/preferences/folder --write --scorer shapes-large --scorer shapes-obedience, or
+    diffalign score outputs/base outputs/other --write --pairs best_worst --output outputs/pairs
     """
-    import scorers
-    from diffalign.assets import asset
+    from diffalign.label.command import score_pictures, write_labels
 
     with one_clear_line():
-        loaded = scorers.load(scorer, str(asset(weights)) if weights else None)
-        for path, value in zip(images, loaded(list(images), prompt).score.tolist(), strict=True):  # type: ignore[operator]
-            typer.echo(f"{value:.4f}\t{path}")
+        specs = [f"{s}={weights}" if weights else s for s in scorer or ["pickscore"]]
+        if write:
+            set_up_logging()
+            lines = write_labels(images, specs, prompt, weights, pairs, output)
+        else:
+            lines = score_pictures(images, specs, prompt, pairs, output)
+        typer.echo("\n".join(lines))
 
 
 @app.command()

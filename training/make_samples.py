@@ -23,6 +23,7 @@ FILES = {
     "votes": "votes.jsonl",
     "folder_wl": "",
     "folder": "",
+    "webdataset": "",
 }
 """What each format writes below its folder; folders of images take the folder itself."""
 

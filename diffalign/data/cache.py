@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffalign.data.keys import content_key
 from diffalign.data.records import DataError, ImageSource, Kind, Record
+from diffalign.data.region_maps import RegionMaps
 from diffalign.data.split import normalise
 from diffalign.data.store import Store
 from diffalign.data.transform import BadImageError, Transform, View, decode
@@ -64,12 +66,15 @@ class CacheReport:
     """(where, reason) of each unreadable image."""
     equal: list[str] = field(default_factory=list)
     """Sources of pairs whose two images are the same bytes."""
+    outside: list[str] = field(default_factory=list)
+    """Images whose region is cropped away whole; their comparisons are left out."""
 
     def summary(self) -> str:
         """One line for the log."""
+        cropped = f"{len(self.outside)} comparisons whose region is cropped away; " if self.outside else ""
         return (
             f"{self.images} images: {self.encoded} latents made, {self.found} found in the cache, "
-            f"{len(self.bad)} images unreadable, {len(self.equal)} pairs of equal images; "
+            f"{len(self.bad)} images unreadable, {len(self.equal)} pairs of equal images; {cropped}"
             f"{self.prompts_encoded} prompts encoded"
         )
 
@@ -86,6 +91,14 @@ class Unit:
     prompts: tuple[str, ...]
     """Keys, one per image."""
     undecided: bool
+    gap: float = 0.0
+    """How clear the comparison is: see ``Record.gap``."""
+    margin: float | None = None
+    weight: float = 1.0
+    soft: tuple[float, float] | None = None
+    score: tuple[float, ...] | None = None
+    regions: tuple[tuple[str, ...], ...] | None = None
+    """Keys of the weights of places, [view][image], "" for a whole image; None where all are whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,11 +160,6 @@ def build_cache(
     )
 
 
-def content_key(*parts: str) -> str:
-    """sha256 hex digest of texts, each with its length, so that no two lists of parts share a key."""
-    return hashlib.sha256("".join(f"{len(part)}:{part}" for part in parts).encode()).hexdigest()
-
-
 class _Builder:
     """State of one build: both stores, the batch that is filling up, and the report."""
 
@@ -163,6 +171,7 @@ class _Builder:
         self.dtype: torch.dtype = getattr(torch, options.dtype)
         self.report = CacheReport()
         self.pending: dict[str, tuple[str, Tensor, Tensor]] = {}
+        self.regions = RegionMaps()
         self.ids = {"vae": encoder.encoder_id("vae"), "text": encoder.encoder_id("text")}
 
     def build(self, records: Sequence[Record]) -> list[Unit]:
@@ -170,6 +179,7 @@ class _Builder:
         try:
             units = [unit for i, record in enumerate(records) for unit in self.comparisons(i, record, total)]
             self.encode_pending()
+            units = self.regions.store(units, self.latents, self.report.outside)
             self.check_left(records, units)
             self.encode_prompts(records, units)
         finally:
@@ -198,14 +208,25 @@ class _Builder:
                     "%s: both images are the same bytes; the pair is skipped", self.report.equal[-1]
                 )
                 continue
-            values = tuple(record.values[i] for i in images)
-            yield Unit(
-                sample=sample,
-                values=values,
-                latents=latents,
-                prompts=tuple(self.prompt_key(record.prompt_of(i)) for i in images),
-                undecided=values == (0.5,) if record.kind == "labels" else record.undecided,
-            )
+            yield self.unit(sample, record, images, latents)
+
+    def unit(
+        self, sample: int, record: Record, images: Sequence[int], latents: tuple[tuple[str, ...], ...]
+    ) -> Unit:
+        values = tuple(record.values[i] for i in images)
+        return Unit(
+            sample=sample,
+            values=values,
+            latents=latents,
+            prompts=tuple(self.prompt_key(record.prompt_of(i)) for i in images),
+            undecided=values == (0.5,) if record.kind == "labels" else record.undecided,
+            gap=record.gap,
+            margin=record.margin,
+            weight=record.weight,
+            soft=record.soft,
+            score=tuple(record.score[i] for i in images) if record.score is not None else None,
+            regions=self.regions.keys(record, images, latents, self.transform.flips),
+        )
 
     def latent_keys(self, images: Sequence[ImageSource]) -> tuple[tuple[str, ...], ...]:
         """Keys [view][image]; what has no latent yet joins the pending batch."""

@@ -2,130 +2,38 @@
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from importlib import import_module
-from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from diffalign.data.sources import (
+    BytesImage,
+    DataError,
+    FileImage,
+    ImageSource,
+    ParquetImage,
+    TarImage,
+    parquet,
+)
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from PIL import Image
+    from diffalign.data.region import Region
+
+__all__ = [
+    "BytesImage",
+    "DataError",
+    "FileImage",
+    "ImageSource",
+    "Kind",
+    "ParquetImage",
+    "Record",
+    "TarImage",
+    "parquet",
+]
 
 Kind = Literal["pair", "labels", "ranking"]
-
-
-class DataError(ValueError):
-    """Preference data that cannot be used; the message says what, where and the remedy."""
-
-
-class ImageSource(Protocol):
-    """Where the bytes of an encoded image (PNG, JPEG, WebP, ...) come from."""
-
-    @property
-    def where(self) -> str:
-        """What to call the image in messages, e.g. ``pairs.parquet row 17 column jpg_1``."""
-
-    def read(self) -> bytes:
-        """Encoded bytes; OSError where they cannot be read."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileImage:
-    """An image in a file of its own."""
-
-    path: Path
-
-    @property
-    def where(self) -> str:
-        """The path."""
-        return str(self.path)
-
-    def read(self) -> bytes:
-        """Encoded bytes of the file."""
-        return Path(self.path).read_bytes()
-
-
-@dataclass(frozen=True, slots=True)
-class BytesImage:
-    """An image in memory, already encoded."""
-
-    data: bytes
-    where: str = "image in memory"
-
-    def read(self) -> bytes:
-        """The bytes."""
-        return self.data
-
-    @classmethod
-    def from_pil(cls, image: Image.Image, where: str = "image in memory") -> BytesImage:
-        """Encode a Pillow image as PNG (lossless)."""
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG")
-        return cls(buffer.getvalue(), where)
-
-    @classmethod
-    def from_array(cls, pixels: NDArray[np.uint8], where: str = "image in memory") -> BytesImage:
-        """Encode a uint8 array (H, W, 3) in 0..255 as PNG.
-
-        Raises:
-            DataError: another shape or dtype.
-        """
-        from PIL import Image
-
-        if str(pixels.dtype) != "uint8" or pixels.ndim != 3 or pixels.shape[2] != 3:
-            raise DataError(
-                f"{where}: an image array must be uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}"
-            )
-        return cls.from_pil(Image.fromarray(pixels), where)
-
-
-@dataclass(frozen=True, slots=True)
-class ParquetImage:
-    """An image in a parquet column, either bytes or a struct with a ``bytes`` field; read when asked for."""
-
-    file: Path
-    row_group: int
-    row: int
-    """Row within the row group."""
-    column: str
-    offset: int = 0
-    """Rows of the file before this row group; only for ``where``."""
-
-    @property
-    def where(self) -> str:
-        """File, row within the file and column."""
-        return f"{self.file} row {self.offset + self.row} column {self.column}"
-
-    def read(self) -> bytes:
-        """Encoded bytes; OSError where the cell is empty."""
-        modified = Path(self.file).stat().st_mtime_ns
-        value = _parquet_column(str(self.file), modified, self.row_group, self.column)[self.row].as_py()
-        data = value.get("bytes") if isinstance(value, dict) else value
-        if not isinstance(data, bytes):
-            raise OSError("the cell holds no image bytes")
-        return data
-
-
-@lru_cache(maxsize=4)
-def _parquet_column(file: str, modified: int, row_group: int, column: str) -> Sequence[Any]:
-    """One column of one row group; neighbouring images share the read, a changed file does not."""
-    table = parquet().ParquetFile(file).read_row_group(row_group, columns=[column])
-    cells: Sequence[Any] = table.column(column)
-    return cells
-
-
-def parquet() -> ModuleType:
-    """Import ``pyarrow.parquet``, or say which extra brings it."""
-    try:
-        return import_module("pyarrow.parquet")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("parquet files need pyarrow: pip install 'diffalign[data]'") from error
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,6 +59,22 @@ class Record:
     """What made each image, where known."""
     source: str = ""
     """File and row."""
+    margin: float | None = None
+    """Margin that the objective asks of a pair; None is none asked."""
+    weight: float = 1.0
+    """Weight of the comparison in the loss, 0 or more."""
+    soft: tuple[float, float] | None = None
+    """Of a pair: probability that each image wins, in place of ``values`` in the loss; which image counts as
+    the winner stays with ``values``."""
+    score: tuple[float, ...] | None = None
+    """Label score of each image for objectives that use one (CaPO's calibrated reward); of a ranking
+    ``values`` are its scores."""
+    judged: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Score of each image by the name of its scorer, and labels derived of them; ``data.select`` picks."""
+    distance: float | None = None
+    """How far apart the two images of a pair are in feature space, 0 or more."""
+    regions: tuple[Region | None, ...] | None = None
+    """Of each image: where it counts and how much; None counts everywhere alike."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -165,12 +89,21 @@ class Record:
             raise DataError(
                 f"{where}: a {self.kind} needs {least} images{'' if least == 2 else ' or more'}, got {count}"
             )
-        for name, length in (("values", len(self.values)), ("prompts", len(self.prompts or self.images))):
+        for name, length in self._lengths():
             if length != count:
                 raise DataError(
                     f"{where}: {count} images but {length} {name}; there must be one for each image"
                 )
         self._check_values(where)
+        self._check_extras(where)
+
+    def _lengths(self) -> list[tuple[str, int]]:
+        given: dict[str, Sequence[Any] | None] = {
+            "values": self.values, "prompts": self.prompts or None, "models": self.models or None,
+            "score": self.score, "soft": self.soft, "regions": self.regions,
+            **{f"judged.{name}": row for name, row in self.judged.items()},
+        }  # fmt: skip
+        return [(name, len(row)) for name, row in given.items() if row is not None]
 
     def _check_values(self, where: str) -> None:
         if not all(math.isfinite(v) for v in self.values):
@@ -184,6 +117,28 @@ class Record:
                 f"{where}: labels are {self.values}; each must be 1 (liked), 0 (disliked) or 0.5 (unknown)"
             )
 
+    def _check_extras(self, where: str) -> None:
+        """Check the optional numbers."""
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise DataError(f"{where}: weight is {self.weight}; it must be 0 or more")
+        if self.kind != "pair":
+            pair_only = {"margin": self.margin, "soft": self.soft, "distance": self.distance}
+            for name, value in pair_only.items():
+                if value is not None:
+                    raise DataError(f"{where}: {name} is for pairs, and this is a {self.kind} record")
+        if self.kind == "ranking" and self.score is not None:
+            raise DataError(f"{where}: the scores of a ranking are its values; leave score out")
+        if self.margin is not None and not math.isfinite(self.margin):
+            raise DataError(f"{where}: margin is {self.margin}; it must be a finite number")
+        if self.distance is not None and not (math.isfinite(self.distance) and self.distance >= 0):
+            raise DataError(f"{where}: distance is {self.distance}; it must be 0 or more")
+        if self.soft is not None and not (min(self.soft) >= 0 and abs(sum(self.soft) - 1) <= 1e-6):
+            raise DataError(f"{where}: soft is {self.soft}; it must be in [0, 1] and add up to 1")
+        rows = {"score": self.score or (), **{f"judged.{n}": row for n, row in self.judged.items()}}
+        for name, row in rows.items():
+            if not all(math.isfinite(v) for v in row):
+                raise DataError(f"{where}: {name} {row} are not all finite numbers")
+
     @property
     def undecided(self) -> bool:
         """Whether it prefers nothing: a tied pair, unknown labels only, a ranking of equals."""
@@ -195,3 +150,42 @@ class Record:
     def prompt_of(self, image: int) -> str:
         """Caption of one image."""
         return self.prompt if self.prompts is None else self.prompts[image]
+
+    @property
+    def gap(self) -> float:
+        """How clear the comparison is: best minus worst ``score``, else ``soft``, else ``values``."""
+        row = self.score or self.soft or self.values
+        return max(row) - min(row)
+
+    @property
+    def winner(self) -> int:
+        """Position of the first image with the highest value; of a tie the first image."""
+        return self.values.index(max(self.values))
+
+    def only(self, images: Sequence[int], kind: Kind, values: Sequence[float]) -> Record:
+        """Keep some of the images, judged anew; what belongs to a whole pair goes unless it stays one.
+
+        Args:
+            images: positions of the images, in their new order.
+            kind: kind of the new record.
+            values: one for each of ``images``.
+        """
+        same = kind == self.kind == "pair"
+        return replace(
+            self,
+            images=tuple(self.images[i] for i in images),
+            kind=kind,
+            values=tuple(values),
+            prompts=_picked(self.prompts, images),
+            models=_picked(self.models, images) or (),
+            margin=self.margin if same else None,
+            soft=(self.soft[images[0]], self.soft[images[1]]) if same and self.soft else None,
+            score=None if kind == "ranking" else _picked(self.score, images),
+            judged={name: tuple(row[i] for i in images) for name, row in self.judged.items()},
+            distance=self.distance if same else None,
+            regions=_picked(self.regions, images),
+        )
+
+
+def _picked(row: tuple[T, ...] | None, places: Sequence[int]) -> tuple[T, ...] | None:
+    return tuple(row[i] for i in places) if row else None

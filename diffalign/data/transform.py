@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.nn import functional
 
 from diffalign.data.records import DataError
 from diffalign.data.split import fraction
@@ -62,9 +63,12 @@ class Transform:
             top, left = (
                 round(fraction(f"{side}{content}", self.seed) * GRID) / GRID for side in ("top", "left")
             )
-        return tuple(
-            View(top=top, left=left, flip=flip) for flip in ((False, True) if self.flip else (False,))
-        )
+        return tuple(View(top=top, left=left, flip=flip) for flip in self.flips)
+
+    @property
+    def flips(self) -> tuple[bool, ...]:
+        """Of each view whether it is mirrored."""
+        return (False, True) if self.flip else (False,)
 
     def key(self, view: View) -> str:
         """Everything that decides the pixels, as text for the cache key."""
@@ -89,6 +93,29 @@ class Transform:
             torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1).contiguous(),
             torch.tensor([height, width, top, left, side, side]),
         )
+
+
+def map_to_latent(pixels: np.ndarray, sizes: Tensor, flip: bool, latent: tuple[int, int]) -> Tensor:
+    """Weights of an image's places brought to its latent: resized, mirrored and cropped as the image was.
+
+    Args:
+        pixels: (H, W) weights of the upright original's pixels.
+        sizes: (6,) what ``Transform.apply`` gave for the image.
+        flip: whether the view is mirrored.
+        latent: height and width of the latent.
+
+    Returns:
+        (1, h, w) fp32, each the mean weight of the pixels below it.
+    """
+    height, width, top, left, side, _ = (int(v) for v in sizes)
+    short = min(height, width)
+    grown = (max(side, round(height * side / short)), max(side, round(width * side / short)))
+    maps = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))[None, None]
+    if maps.shape[-2:] != grown:
+        maps = functional.interpolate(maps, grown, mode="bilinear", antialias=True, align_corners=False)
+    maps = maps.flip(-1) if flip else maps
+    crop = maps[..., top : top + side, left : left + side]
+    return functional.adaptive_avg_pool2d(crop, latent)[0]
 
 
 def decode(data: bytes, where: str) -> Image.Image:

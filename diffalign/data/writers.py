@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
+import tarfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from diffalign.data.fields import fields_of
 from diffalign.data.records import DataError, Kind, Record, parquet
 
 VOTERS = 100
@@ -16,7 +20,7 @@ VOTERS = 100
 
 
 def write(records: Sequence[Record], path: str | Path, format: str) -> None:
-    """Write records to ``path`` in a named format: pickapic, hpdv2, votes, folder_wl or folder.
+    """Write records to ``path`` in a named format: pickapic, hpdv2, votes, folder_wl, folder or webdataset.
 
     Raises:
         DataError: an unknown format, no records, or a record that the format cannot hold.
@@ -131,33 +135,68 @@ def write_folder(records: Sequence[Record], path: Path) -> None:
 
 
 def _folder_lines(record: Record, path: Path) -> list[dict[str, Any]]:
-    names = [f"images/{name}" for name in _save_images(record, path / "images")]
+    lines = []
+    for part in _singles(record):
+        names = [f"images/{name}" for name in _save_images(part, path / "images")]
+        lines.append(folder_line(part, names))
+    return lines
+
+
+def folder_line(record: Record, names: Sequence[str]) -> dict[str, Any]:
+    """Line of metadata.jsonl: a record whose images lie at these paths; likes have one image.
+
+    Raises:
+        DataError: a region that cannot be written.
+    """
     common = {
         "prompt": record.prompt,
         "prompts": record.prompts,
         "rater": record.rater,
         "models": record.models or None,
     }
-    common = {name: value for name, value in common.items() if value is not None}
+    common = {name: value for name, value in common.items() if value is not None} | fields_of(record)
     if record.kind == "labels":
-        return [
-            {"image": name, **common, **_own(record, i), "label": record.values[i]}
-            for i, name in enumerate(names)
-        ]
+        return {"image": names[0], **common, "label": record.values[0]}
     if record.kind == "ranking":
-        return [{"images": names, **common, "scores": record.values}]
+        return {"images": list(names), **common, "scores": record.values}
     label = "label_0" if record.values[0] in (0, 0.5, 1) else "probability_0"
-    return [{"image_0": names[0], "image_1": names[1], **common, label: record.values[0]}]
+    return {"image_0": names[0], "image_1": names[1], **common, label: record.values[0]}
 
 
-def _own(record: Record, image: int) -> dict[str, Any]:
-    """Fields of a like line that a record with several images has per image."""
-    own: dict[str, Any] = {"prompt": record.prompt_of(image)}
-    if record.prompts is not None:
-        own["prompts"] = [record.prompts[image]]
-    if record.models:
-        own["models"] = [record.models[image]]
-    return own
+def write_webdataset(records: Sequence[Record], path: Path, *, per_shard: int = 100) -> None:
+    """A folder of tar shards; pairs, likes or rankings, with every field."""
+    path.mkdir(parents=True, exist_ok=True)
+    singles = [single for record in records for single in _singles(record)]
+    for start in range(0, len(singles), per_shard):
+        with tarfile.open(path / f"pairs-{start // per_shard:06d}.tar", "w") as tar:
+            for number, record in enumerate(singles[start : start + per_shard], start):
+                _add_sample(tar, f"{number:06d}", record)
+
+
+def _singles(record: Record) -> list[Record]:
+    """The record, or of likes one for each image."""
+    if record.kind != "labels":
+        return [record]
+    parts = [record.only([i], "labels", [v]) for i, v in enumerate(record.values)]
+    return [replace(part, prompt=part.prompt_of(0)) for part in parts]
+
+
+def _add_sample(tar: tarfile.TarFile, key: str, record: Record) -> None:
+    members = {}
+    for i, image in enumerate(record.images):
+        data = image.read()
+        members[f"{i}{_suffix(data)}" if len(record.images) > 1 else _suffix(data)[1:]] = data
+    names = list(members)
+    line = {
+        k: v
+        for k, v in folder_line(record, names).items()
+        if k not in ("image", "image_0", "image_1", "images")
+    }
+    members["json"] = json.dumps(line).encode()
+    for extension, data in members.items():
+        info = tarfile.TarInfo(f"{key}.{extension}")
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
 
 
 def _save_images(record: Record, folder: Path) -> list[str]:
@@ -210,5 +249,6 @@ WRITERS: dict[str, Callable[[Sequence[Record], Path], None]] = {
     "votes": write_votes,
     "folder_wl": write_folder_wl,
     "folder": write_folder,
+    "webdataset": write_webdataset,
 }
 """Writers by the name of their format."""

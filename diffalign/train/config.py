@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from diffalign.config import dump
+from diffalign.data.select import SelectOptions
 from diffalign.diffusion.corrupt import Corruptor, GaussianNoise
 from diffalign.diffusion.spaces import Native, Space
 from diffalign.diffusion.timesteps import Discrete, Timesteps, Uniform
@@ -121,6 +122,12 @@ class DataConfig:
     """Sample the VAE's posterior afresh at every step, or take its mean."""
     prompt_dropout: float = 0.2
     """Share of comparison units whose prompt is emptied (one draw for both images)."""
+    select: SelectOptions | None = None
+    """Filters, soft labels, scores and margins from what scorers said (diffalign score --write)."""
+    liked_share: float | None = None
+    """Of likes and dislikes: draw a like with this probability (0.8 for KTO); null takes each in turn."""
+    curriculum: int = 0
+    """Easiest first: the first epoch comes in so many stages of falling score gap; 0 shuffles it too."""
     max_pairs: int | None = None
     """Read at most so many records."""
     max_bad_share: float = 0.01

@@ -13,7 +13,8 @@ from torch import Tensor
 from diffalign.data.loader import Batch
 from diffalign.device import send
 from diffalign.diffusion.corrupt import Corrupted, Predict, draw_seed, seeded_noise
-from diffalign.diffusion.spaces import BoundSpace, Space
+from diffalign.diffusion.region import region_error
+from diffalign.diffusion.spaces import BoundSpace, Native, Space, squared_error
 from diffalign.diffusion.weights import error_weight
 from diffalign.objectives import Denoised, Predictions
 from diffalign.policy import Policy
@@ -108,6 +109,7 @@ class Forward:
             group=batch.group, role=batch.role, t=noisy.t,
             t_weight=None if t_weight is None else t_weight.to(error.dtype),
             score=batch.score, soft=None if batch.soft is None else batch.soft.to(error.dtype),
+            margin=None if batch.margin is None else batch.margin.to(error.dtype),
             weight=batch.weight, extra=extra, tensors=tensors, unit_count=count,
         )  # fmt: skip
 
@@ -122,19 +124,29 @@ class Forward:
         self, space: Space, pred: Tensor, ref_pred: Tensor | None, noisy: Corrupted, batch: Batch
     ) -> tuple[Tensor, Tensor | None]:
         """(N,) errors of policy and reference in a space."""
-        bound = self.bound[space]
-        error = bound.error(pred, noisy, batch.cond, batch.sizes)
+        error = self._error(space, pred, noisy, batch)
         if ref_pred is None:
             return error, None
         with torch.no_grad():
-            return error, bound.error(ref_pred, noisy, batch.cond, batch.sizes)
+            return error, self._error(space, ref_pred, noisy, batch)
+
+    def _error(self, space: Space, pred: Tensor, noisy: Corrupted, batch: Batch) -> Tensor:
+        """(N,) errors, in native space weighted by the regions that raters marked."""
+        if batch.region is None:
+            return self.bound[space].error(pred, noisy, batch.cond, batch.sizes)
+        if not isinstance(space, Native):
+            raise ValueError(
+                "the data mark regions of pictures, which only the native space can weigh: take space native "
+                "or data without regions"
+            )
+        return region_error(squared_error(pred, noisy.target), batch.region)
 
     def _extras(self, noisy: Corrupted, batch: Batch) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         if "prompt_features" in self.needs:
             found["prompt_features"] = prompt_features(batch.cond)
-        if "kl_error" in self.needs:  # under the next row's caption (Diffusion-KTO's estimate)
-            other = {name: value.roll(-1, 0) for name, value in batch.cond.items()}
+        if "kl_error" in self.needs and batch.other_cond is not None:  # under another comparison's caption
+            other = batch.other_cond
             space = self.terms[0].space
             with torch.no_grad():
                 pred = self.predict(noisy.x_t, noisy.t, other, batch)

@@ -15,6 +15,7 @@ from diffalign.data.cache import CacheOptions, build_cache
 from diffalign.data.loader import Loader, LoaderOptions
 from diffalign.data.readers import read
 from diffalign.data.records import DataError, Record
+from diffalign.data.select import select
 from diffalign.data.transform import Transform
 from diffalign.objectives import Objective, objectives
 from diffalign.policy import Policy
@@ -117,9 +118,14 @@ def build_loader(
     """Encode what the cache lacks, and make this process's loader.
 
     Raises:
-        DataError: unreadable images beyond the allowed share, only ties, or too few units for the processes.
+        DataError: unreadable images beyond the allowed share, only ties, too few units for the processes, or
+            records that lack what data.select asks.
     """
     data = config.data
+    if data.select is not None:
+        records, notes = select(records, data.select)
+        for line in notes:
+            screen.say(f"selected    {line}")
     with screen.encoding() as progress:
         cached = build_cache(
             records,
@@ -141,6 +147,9 @@ def build_loader(
         seed=config.seed,
         ties=data.ties,
         prompt_dropout=data.prompt_dropout,
+        liked_share=data.liked_share,
+        curriculum=data.curriculum,
+        other_captions=any("kl_error" in t.objective.needs for t in config.all_terms),
     )
     return Loader(
         cached,

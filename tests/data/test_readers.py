@@ -47,6 +47,11 @@ CASES = [
     ("folder", "f", OWN),
     ("folder", "f", LIKED),
     ("folder", "f", RANKED),
+    ("webdataset", "w", PAIRS),
+    ("webdataset", "w", SOFT),
+    ("webdataset", "w", OWN),
+    ("webdataset", "w", LIKED),
+    ("webdataset", "w", RANKED),
 ]
 
 
@@ -71,7 +76,8 @@ def test_written_records_are_recognised_and_read_back(
 
 
 @pytest.mark.parametrize(
-    "name", ["folder", "folder_wl", "hpdv2", "hpdv2/train.json", "pickapic", "votes/votes.jsonl"]
+    "name",
+    ["folder", "folder_wl", "hpdv2", "hpdv2/train.json", "pickapic", "votes/votes.jsonl", "webdataset"],
 )
 def test_samples_are_recognised(name: str) -> None:
     assert detect(SAMPLES / name) == name.partition("/")[0]
@@ -81,7 +87,15 @@ def test_samples_are_recognised(name: str) -> None:
 
 
 def test_every_reader_is_found_and_says_what_it_reads() -> None:
-    assert readers.names() == ["folder", "folder_wl", "hpdv2", "pickapic", "votes"]
+    assert readers.names() == [
+        "folder",
+        "folder_wl",
+        "hpdv2",
+        "images",
+        "pickapic",
+        "votes",
+        "webdataset",
+    ]
     assert all(readers.get(name).summary for name in readers.names())
 
 
@@ -351,6 +365,26 @@ def test_bad_lines_are_named(tmp_path: Path, row: object, message: str) -> None:
     with pytest.raises(DataError, match=message) as error:
         read(tmp_path)
     assert "metadata.jsonl line 2" in str(error.value)
+
+
+def test_images_nobody_judged_are_unknown_likes_by_prompt(tmp_path: Path) -> None:
+    for name, prompt in (("a", "one"), ("b", "two"), ("c", "one")):
+        (tmp_path / f"{name}.png").write_bytes(picture(ord(name)).read())
+        (tmp_path / f"{name}.txt").write_text(f"{prompt}\n")
+    found = read(tmp_path)
+    assert detect(tmp_path) == "images"
+    assert [(r.prompt, r.kind, r.values) for r in found] == [
+        ("one", "labels", (0.5, 0.5)),
+        ("two", "labels", (0.5,)),
+    ]
+    assert found[0].models == (tmp_path.name,) * 2
+    lines = [json.dumps({"file_name": f"{n}.png", "prompt": "p"}) for n in "ab"]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    assert [len(r.images) for r in read(tmp_path, "images")] == [2]
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / "b.txt").unlink()
+    with pytest.raises(DataError, match=r"b.png: the caption is missing"):
+        read(tmp_path)
 
 
 def test_null_is_as_good_as_nothing(tmp_path: Path) -> None:

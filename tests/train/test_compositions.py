@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 import yaml
 
 from diffalign.config import ConfigError
-from diffalign.data.records import BytesImage, Record
+from diffalign.data.records import BytesImage, DataError, Record
+from diffalign.data.region import Region
 from diffalign.objectives import names, objectives
 from diffalign.train.align import align, load_recipe
 from diffalign.train.run import RunFolder
@@ -133,6 +135,34 @@ def test_parts_that_do_not_fit_are_named(override: str, message: str, tmp_path: 
     content = recipe("sd", tmp_path, tmp_path / "run") | {"ema": 0.0, "error_weight": "eps_equivalent"}
     with pytest.raises(ConfigError, match=message):
         load_recipe(content, [override])
+
+
+def test_margins_and_regions_of_records_reach_the_loss(folder: Path, tmp_path: Path) -> None:
+    plain = records_of("pairs")
+    margin = [replace(r, margin=2.0) for r in plain]
+    corner = (Region(rectangle=(0.0, 0.0, 0.5, 0.5)), None)
+    marked = [replace(r, regions=corner) for r in plain]
+    first: dict[str, dict[str, Any]] = {}
+    for name, records in (("plain", plain), ("margin", margin), ("marked", marked)):
+        made = align(recipe("sd", folder, tmp_path / name), "steps=1", "data.latents=mode", records=records)
+        first[name] = RunFolder(root=made.dir).rows()[0]
+    assert first["plain"]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert first["margin"]["loss"] == pytest.approx(math.log(1 + math.exp(2.0)), abs=1e-5)  # -log sigma(-2)
+    assert first["marked"]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert first["marked"]["error_win"] != pytest.approx(first["plain"]["error_win"], rel=1e-3)
+    with pytest.raises(ValueError, match="regions of pictures, which only the native space"):
+        align(recipe("sd", folder, tmp_path / "x"), "space={name: pixel}", records=marked)
+
+
+def test_likes_are_drawn_as_often_as_asked(folder: Path, tmp_path: Path) -> None:
+    lines = run("sd", folder, tmp_path / "run", "labels", "objective={name: kto}", "data.liked_share=1.0")
+    assert [line["likes"] for line in lines] == [1.0, 1.0]
+    assert lines[0]["one_sided"] == 1.0
+
+
+def test_selection_by_scores_that_are_not_there_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="phi"):
+        run("sd", folder, tmp_path / "run", "pairs", "data.select={soft: phi}")
 
 
 def test_a_sum_convention_within_a_wrapper_is_converted(folder: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from diffalign.data.fields import with_fields
 from diffalign.data.readers.base import (
     Reader,
     Row,
@@ -18,7 +19,7 @@ from diffalign.data.readers.base import (
     text,
     texts,
 )
-from diffalign.data.records import DataError, Kind, Record
+from diffalign.data.records import DataError, ImageSource, Kind, Record
 
 
 @readers.register("folder")
@@ -28,7 +29,8 @@ class Folder(Reader):
     Pairs: image_0, image_1, prompt and prefer_0/prefer_1 (both false: a tie), label_0, or
     probability_0 (soft).
     Likes: image (or file_name), prompt, label. Rankings: images, prompt, scores (higher is better).
-    Optional everywhere: prompts (own caption per image), rater, models.
+    Optional everywhere: prompts (own caption per image), rater, models; margin, weight, soft, score, judged,
+    distance, regions (see Record).
     """
 
     summary = (
@@ -49,10 +51,19 @@ class Folder(Reader):
 
 
 def _record(row: Row, folder: Path, where: str) -> Record:
-    kind, paths, values = _judgement(row, where)
-    return Record(
+    kind, paths, values = judgement(row, where)
+    images = tuple(image_file(folder, path, "image", where) for path in paths)
+    return record_of(row, images, kind, values, folder, where)
+
+
+def record_of(
+    row: Row, images: tuple[ImageSource, ...], kind: Kind, values: tuple[float, ...], masks: Path | None,
+    where: str,
+) -> Record:  # fmt: skip
+    """Record of a JSON row and its images; ``masks`` is the folder of masks, None where none can be."""
+    record = Record(
         prompt=caption(row, "prompt", where),
-        images=tuple(image_file(folder, path, "image", where) for path in paths),
+        images=images,
         kind=kind,
         values=values,
         prompts=texts(row, "prompts", where),
@@ -60,19 +71,18 @@ def _record(row: Row, folder: Path, where: str) -> Record:
         models=texts(row, "models", where) or (),
         source=where,
     )
+    return with_fields(record, row, masks)
 
 
-def _judgement(row: Row, where: str) -> tuple[Kind, list[object], tuple[float, ...]]:
+def judgement(row: Row, where: str) -> tuple[Kind, list[object], tuple[float, ...]]:
     """Kind, image paths and values of a line."""
     if "image_0" in row:
-        return "pair", [row["image_0"], row.get("image_1")], _pair_values(row, where)
+        return "pair", [row["image_0"], row.get("image_1")], pair_values(row, where)
     if "images" in row:
-        paths, scores = row["images"], row.get("scores")
+        paths = row["images"]
         if not isinstance(paths, list):
             raise DataError(f"{where}: images is {paths!r}; a ranking needs a list of image paths")
-        if not isinstance(scores, list) or not all(is_number(s) for s in scores):
-            raise DataError(f"{where}: scores is {scores!r}; a ranking needs a list with a number per image")
-        return "ranking", paths, tuple(map(float, scores))
+        return "ranking", paths, ranking_values(row, where)
     if "image" in row or "file_name" in row:
         return (
             "labels",
@@ -82,7 +92,16 @@ def _judgement(row: Row, where: str) -> tuple[Kind, list[object], tuple[float, .
     raise DataError(f"{where}: no image; a line needs image_0 and image_1, or image, or images")
 
 
-def _pair_values(row: Row, where: str) -> tuple[float, float]:
+def ranking_values(row: Row, where: str) -> tuple[float, ...]:
+    """Scores of a ranking, higher is better."""
+    scores = row.get("scores")
+    if not isinstance(scores, list) or not all(is_number(s) for s in scores):
+        raise DataError(f"{where}: scores is {scores!r}; a ranking needs a list with a number per image")
+    return tuple(map(float, scores))
+
+
+def pair_values(row: Row, where: str) -> tuple[float, float]:
+    """(p0, p1) of a pair, from prefer_0 and prefer_1, probability_0, or label_0."""
     if "prefer_0" in row:
         first, second = (
             hard_label(row["prefer_0"], "prefer_0", where),

@@ -1,0 +1,1 @@
+"""Labels made by scorers: soft probabilities, rankings, calibrated rewards; and pairs made of images."""
