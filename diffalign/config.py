@@ -87,6 +87,8 @@ class _Reader:
         blocks: list[Any] = [m for m in members if is_dataclass(m)]
         if len(members) == 1 and get_origin(members[0]) in (tuple, list):
             return self._items(members[0], raw, key)
+        if len(members) == 1 and get_origin(members[0]) is dict and is_dataclass(get_args(members[0])[1]):
+            return self._entries(members[0], raw, key)
         if any(isinstance(raw, block) for block in blocks):
             return raw  # made in Python already
         if _pattern(key) in self.unions:
@@ -111,6 +113,12 @@ class _Reader:
         kinds = [inner[0]] * len(raw) if endless else inner
         pairs = enumerate(zip(kinds, raw, strict=True))
         return get_origin(kind)([self.value(k, item, f"{key}[{i}]") for i, (k, item) in pairs])
+
+    def _entries(self, kind: Any, raw: Any, key: str) -> Any:
+        """A block whose keys the user chose, and whose values are blocks of one class."""
+        if not isinstance(raw, Mapping):
+            return self._wrong(kind, raw, key)
+        return {str(k): self.value(get_args(kind)[1], item, join_key(key, str(k))) for k, item in raw.items()}
 
     def _named(self, kind: Any, raw: Any, key: str) -> Any:
         """Build a block whose class is found by its name."""

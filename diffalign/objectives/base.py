@@ -30,6 +30,11 @@ class Predictions:
     x0: Tensor
     old_pred: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        """Cut what is not trained off the graph, whoever computed it."""
+        self.ref_pred = _detached(self.ref_pred)
+        self.old_pred = _detached(self.old_pred)
+
 
 @dataclass(kw_only=True)
 class Denoised:
@@ -59,6 +64,19 @@ class Denoised:
     """Further (N, ...) tensors that single objectives declare."""
     tensors: Predictions | None = None
     """Predictions, only for objectives that declare them."""
+    unit_count: int | None = None
+    """Number of comparison units, where the host knows it: lists are then cut without waiting for the
+    device.
+    """
+
+    def __post_init__(self) -> None:
+        """Cut the reference off the graph: no objective can send it a gradient by mistake."""
+        self.ref_error = _detached(self.ref_error)
+
+    def gap(self) -> Tensor:
+        """(N,) error gaps w(t) a = w(t) (e_policy - e_reference); the weighted error without a reference."""
+        gap = self.error if self.ref_error is None else self.error - self.ref_error
+        return gap if self.t_weight is None else self.t_weight * gap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,15 +90,19 @@ class Objective(ABC):
     needs_reference: ClassVar[bool] = True
     """Whether the trainer must run the reference."""
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Optional fields of Denoised that must be filled."""
+    """Optional fields of Denoised that must be filled. Where it hangs on an option the instance has its own:
+    ask the instance, not the class.
+    """
     coupled: ClassVar[bool] = False
-    """True where the loss of a unit depends on other units of the batch."""
+    """True where the loss of a unit depends on other units of the batch; ask the instance, as above."""
 
     @abstractmethod
     def loss(
         self, batch: Denoised, reduce_mean: ReduceMean = lambda x: x, state: State | None = None
     ) -> tuple[Tensor, Metrics]:
         """Return (U,) losses, one per comparison unit and never reduced, and (U,) metrics.
+
+        A metric is NaN at units that have no such figure (the gap of a winner at a disliked image).
 
         Args:
             batch: errors of N rows.
@@ -91,6 +113,19 @@ class Objective(ABC):
     def units(self, batch: Denoised, values: Tensor) -> Tensor:
         """Bring (N,) row values to the (U,) units of this objective's loss (the mean over a unit's rows)."""
         return values
+
+    def _require(self, holds: bool, option: str, must: str) -> None:
+        """Raise ValueError on a wrong option, by its registered name; ``must`` ends "it must be ..."."""
+        if not holds:
+            value = getattr(self, option)
+            raise ValueError(f"{name_of(type(self))}.{option} is {value}; it must be {must}")
+
+    def _declare(self, *, needs: frozenset[str] | None = None, coupled: bool | None = None) -> None:
+        """Give this instance its own ``needs`` or ``coupled``, where an option decides them."""
+        if needs is not None:
+            object.__setattr__(self, "needs", needs)
+        if coupled is not None:
+            object.__setattr__(self, "coupled", coupled)
 
 
 objectives: Registry[type[Objective]] = Registry("objective", package="diffalign.objectives")
@@ -125,3 +160,7 @@ def build(name: str, /, **options: Any) -> Objective:
             f"objective {name!r} has no option {unknown[0]!r}; it takes {', '.join(known) or 'none'}"
         )
     return cls(**options)
+
+
+def _detached(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.detach()

@@ -140,6 +140,28 @@ class Policy:
     def _keep_copy(self) -> None:
         self._copy = deepcopy(self.denoiser).requires_grad_(False)
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The denoiser and, where one is kept, the frozen copy of it."""
+        return [self.denoiser] if self._copy is None else [self.denoiser, self._copy]
+
+    @contextmanager
+    def standing_in(self, networks: Sequence[nn.Module]) -> Iterator[None]:
+        """Inside, pictures and exports come from other ``networks``, in the order of that property.
+
+        ``predict`` keeps the policy's own.
+        """
+        before = self.networks
+        self._take(networks)
+        try:
+            yield
+        finally:
+            self._take(before)
+
+    def _take(self, networks: Sequence[nn.Module]) -> None:
+        self.denoiser, self._copy = networks[0], networks[1] if len(networks) > 1 else None
+        setattr(self.pipeline, self.family.component, self.denoiser)
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """Trained parameters by name."""
         return {n: p for n, p in self.denoiser.named_parameters() if p.requires_grad}

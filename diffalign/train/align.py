@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 
 from diffalign.config import ConfigError, load
 from diffalign.data.records import Record
 from diffalign.evaluate.report import Report
-from diffalign.objectives import objectives
-from diffalign.objectives.beta import BetaConvention, canonical_beta
 from diffalign.policy import Policy, load_policy
 from diffalign.policy.precision import DTYPES
 from diffalign.train.checkpoint import CheckpointError, load_checkpoint, name_of, newest
@@ -28,6 +26,8 @@ from diffalign.train.preflight import preflight
 from diffalign.train.prepare import build_loader, given_records, read_records, select_for
 from diffalign.train.progress import Screen
 from diffalign.train.run import RunFolder, new_run, read_config
+from diffalign.train.shard import check_distribution, fsdp_options, shard_count
+from diffalign.train.terms import UNIONS, canonical
 from diffalign.train.trackers import Trackers
 from diffalign.train.trainer import Trainer
 from diffalign.train.validate import Validator
@@ -56,7 +56,7 @@ def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str]
     from diffalign.assets import asset
 
     source = recipe if isinstance(recipe, Mapping) else asset(str(recipe))
-    config = load(TrainConfig, source, overrides, unions={"objective": objectives.get})
+    config = load(TrainConfig, source, overrides, unions=UNIONS)
     check_optimizer(config.optim)
     return config
 
@@ -91,7 +91,8 @@ def align(
             preflight(config, given)
     policy = make_policy(config, accelerator.device)
     config = with_canonical_beta(config, policy)
-    for line in make_plan(config, policy, accelerator.num_processes).lines():
+    plan = make_plan(config, policy, accelerator.num_processes, shard_count(accelerator))
+    for line in plan.lines():
         screen.say(line)
     with accelerator.main_process_first():
         if given is None:
@@ -101,7 +102,7 @@ def align(
     screen.say(f"run folder  {run.root}")
     if accelerator.is_main_process:
         run.write_skipped(loader.data.report.bad, loader.data.report.equal)
-    policy.set_reference("none" if not config.objective.needs_reference else config.policy.reference)
+    policy.set_reference(config.policy.reference if config.needs_reference else "none")
     if config.evaluate.prompts or config.validate.every:
         policy.keep_base()
     trainer = Trainer(config, policy, loader, accelerator, run)
@@ -182,7 +183,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         # encoding and validation run on one process while the others wait, for longer than NCCL's 10 minutes
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
-    check_distribution(accelerator.distributed_type)
+    check_distribution(accelerator.distributed_type, config, fsdp_options())
     if config.batch % (config.accumulate * accelerator.num_processes):
         raise ConfigError(
             f"batch is {config.batch}; {accelerator.num_processes} processes x accumulate "
@@ -206,20 +207,6 @@ def cpu_threads(asked: int, processes: int) -> int:
     return torch.get_num_threads()
 
 
-def check_distribution(kind: DistributedType) -> None:
-    """Refuse launchers that cut the model up: the trainer saves and averages whole parameters.
-
-    Raises:
-        ConfigError: accelerate was started with FSDP, DeepSpeed or Megatron.
-    """
-    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise ConfigError(
-            f"accelerate was launched with {kind.value}, which cuts the model up over the processes; "
-            "diffalign keeps it whole in each: launch with training/accelerate/gpu-ddp.yaml; to save memory "
-            "train a LoRA (policy.adapter), with policy.gradient_checkpointing=true and a larger accumulate"
-        )
-
-
 def make_policy(config: TrainConfig, device: torch.device) -> Policy:
     """Load the policy onto the device, in the recipe's precision (trained weights stay in fp32 at least)."""
     policy = load_policy(
@@ -236,13 +223,9 @@ def make_policy(config: TrainConfig, device: torch.device) -> Policy:
 
 def with_canonical_beta(config: TrainConfig, policy: Policy) -> TrainConfig:
     """Replace a beta in a paper's convention by the canonical one, now that the latent's size is known."""
-    convention: BetaConvention = getattr(config.objective, "beta_convention", "canonical")
-    if convention == "canonical":
-        return config
     elements = latent_elements(policy, config.data.resolution)
-    beta = canonical_beta(getattr(config.objective, "beta", 1.0), convention, elements)
-    changed: Any = replace(config.objective, beta=beta, beta_convention="canonical")  # type: ignore[call-arg]
-    return replace(config, objective=changed)
+    terms = tuple(replace(t, objective=canonical(t.objective, elements)) for t in config.terms)
+    return replace(config, objective=canonical(config.objective, elements), terms=terms)
 
 
 def _claim(config: TrainConfig, resume: str | Path | None, accelerator: Accelerator) -> RunFolder:

@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from diffalign.train.shard import like
+
 STATE, META = "state.safetensors", "state.json"
 
 
@@ -231,7 +233,8 @@ def unpack_optimizer(
         name, _, entry = key.rpartition("/")
         parameter = names[name]
         if isinstance(value, Tensor):
-            value = value.clone().to(parameter.device)
+            whole = value.shape == parameter.shape  # a factor, or a step counter, is not cut up
+            value = like(value.clone(), parameter) if whole else value.clone().to(parameter.device)
         optimizer.state[parameter][entry] = value
 
 

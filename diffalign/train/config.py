@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from diffalign.config import dump
-from diffalign.diffusion.corrupt import GaussianNoise
-from diffalign.diffusion.process import WeightName
+from diffalign.diffusion.corrupt import Corruptor, GaussianNoise
+from diffalign.diffusion.spaces import Native, Space
 from diffalign.diffusion.timesteps import Discrete, Timesteps, Uniform
+from diffalign.diffusion.weights import ErrorWeight
 from diffalign.objectives import Objective
-from diffalign.objectives.base import name_of
 from diffalign.policy.base import ReferenceKind
 from diffalign.policy.lora import AdapterConfig
+from diffalign.train.terms import NAMES, Term, check_corruptor, check_space, check_terms
 
 Precision = Literal["fp32", "bf16", "fp16", "fp64"]
 VAE_FACTOR = 8
@@ -74,6 +75,10 @@ class WorldConfig:
     """Pictures of the base model that are voted on."""
     per_prompt: int = 4
     """Pictures of each prompt; all their pairs are voted on."""
+    ask: Literal["votes", "likes", "rankings"] = "votes"
+    """Votes on pairs, likes and dislikes of single pictures, or rankings of lists."""
+    list_length: int = 4
+    """Pictures in a ranking; per_prompt should be a multiple of it."""
     temperature: float = 0.4
     """Noise of the votes (Bradley-Terry), in s.d. of the taste."""
     careless: float = 0.0
@@ -84,7 +89,12 @@ class WorldConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         at_least(1, {"images": self.images})
-        at_least(2, {"per_prompt": self.per_prompt})
+        at_least(2, {"per_prompt": self.per_prompt, "list_length": self.list_length})
+        if self.ask == "rankings" and self.list_length > self.per_prompt:
+            raise ValueError(
+                f"list_length is {self.list_length}, but there are {self.per_prompt} pictures of a prompt "
+                "(per_prompt) to rank: lower it, or raise per_prompt"
+            )
         at_least(0, {"temperature": self.temperature, "seed": self.seed})
         is_share({"careless": self.careless})
 
@@ -189,6 +199,10 @@ class EvaluateConfig:
     """Pictures of each prompt and model."""
     prompt_file: str | None = None
     """File of held-out prompts; null takes those of the shapes world."""
+    part: Literal["report", "select"] = "report"
+    """report: prompts that nothing was chosen by. select: those to choose options by, so that trying out many
+    leaves the others untouched.
+    """
     judges: tuple[str, ...] = ()
     """Held-out scorers; the first is primary. Names, or name=weights."""
     trained_on: tuple[str, ...] = ()
@@ -235,12 +249,18 @@ class TrainConfig:
     """What is asked of the errors."""
     data: DataConfig = field(default_factory=DataConfig)
     """The preferences that are learnt from."""
-    corruptor: GaussianNoise = field(default_factory=GaussianNoise)
+    corruptor: Corruptor = field(default_factory=GaussianNoise)
     """At which noisy latents policy and reference are compared."""
     timesteps: Timesteps = field(default_factory=Uniform)
     """Distribution of t."""
-    error_weight: WeightName = "one"
-    """Factor w(t) on the native errors; eps_equivalent makes v and flow errors those of eps."""
+    space: Space = field(default_factory=Native)
+    """What an error is: native, pixel, decoder_features, unet_features or dit_features."""
+    terms: tuple[Term, ...] = ()
+    """Further objectives on the same noisy latents, each with its space and weight."""
+    error_weight: ErrorWeight = "one"
+    """Factor w(t) on errors, a name or a block {name: discount, gamma: 0.9}; eps_equivalent makes native v
+    and flow errors those of eps.
+    """
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer and schedule."""
     steps: int = 1000
@@ -293,10 +313,22 @@ class TrainConfig:
             raise ValueError(
                 "data.path is missing: name a file or folder of preferences, or a data.world block"
             )
-        if self.objective.needs_reference and self.policy.reference == "none":
-            raise ValueError("the objective compares with a reference: policy.reference must not be none")
+        check_terms(self.all_terms, self.policy.reference)
+        check_corruptor(self.corruptor, self.ema)
+        for term in self.all_terms:
+            check_space(term.space, self.error_weight)
         if self.keep == "best" and not (self.validate.every and self.validate.judge):
             raise ValueError("keep: best needs validate.every and validate.judge, which decide what is best")
+
+    @property
+    def all_terms(self) -> tuple[Term, ...]:
+        """The objective and the further terms."""
+        return Term(objective=self.objective, space=self.space), *self.terms
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether anything asks the reference: a term of the loss, or the corruptor."""
+        return self.corruptor.asks == "reference" or any(t.objective.needs_reference for t in self.all_terms)
 
     def _check_timesteps(self) -> None:
         if not isinstance(self.timesteps, Discrete):
@@ -308,4 +340,4 @@ class TrainConfig:
 
 def recipe_text(config: TrainConfig) -> str:
     """The resolved recipe as YAML, every option written out."""
-    return dump(config, {"objective": name_of})
+    return dump(config, NAMES)

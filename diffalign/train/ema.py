@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from diffalign.train.shard import local, put
+
 
 class Ema:
     """Averaged copy, in fp32 at least, of named parameters."""
@@ -26,10 +28,10 @@ class Ema:
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         now = [
-            p.detach().to(a.dtype)
+            local(p.detach()).to(a.dtype)
             for p, a in zip(self.parameters.values(), self.average.values(), strict=True)
         ]
-        torch._foreach_lerp_(list(self.average.values()), now, 1 - decay)
+        torch._foreach_lerp_([local(a) for a in self.average.values()], now, 1 - decay)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
@@ -48,7 +50,7 @@ class Ema:
     def load(self, state: Mapping[str, Tensor], steps: int) -> None:
         """Take over a checkpoint's tensors."""
         for key, value in self.average.items():
-            value.copy_(state[key])
+            put(value, state[key])
         self.steps = steps
 
     @torch.no_grad()

@@ -41,7 +41,7 @@ def evaluation_prompts(config: TrainConfig, part: Part, captions: Set[str] = fro
 
 def warn_of_overlap(config: TrainConfig, captions: Set[str]) -> None:
     """Warn where prompts of the report are training captions too, and so are not held out."""
-    prompts = evaluation_prompts(config, "report")[: config.evaluate.prompts]
+    prompts = evaluation_prompts(config, config.evaluate.part)[: config.evaluate.prompts]
     both = [p for p in prompts if normalise(p) in captions]
     if both:
         logger.warning(
@@ -65,10 +65,9 @@ def _part(config: TrainConfig, part: Part) -> list[str]:
 
 def export_run(trainer: Trainer, screen: Screen) -> None:
     """Write the trained weights (the average where there is one) to export/, on the main process."""
-    if not trainer.accelerator.is_main_process:
-        return
     with trainer.exported_weights():
-        export_policy(trainer.policy, trainer.run.export, card=_card(trainer, "Not evaluated yet."))
+        if trainer.accelerator.is_main_process:
+            export_policy(trainer.policy, trainer.run.export, card=_card(trainer, "Not evaluated yet."))
     screen.say(f"weights     {trainer.run.export}")
 
 
@@ -77,10 +76,12 @@ def evaluate_run(trainer: Trainer, screen: Screen) -> Report | None:
 
     Returns None on all but the main process.
     """
-    if not trainer.accelerator.is_main_process:
-        return None
     with trainer.exported_weights():
-        evaluation = paired_evaluation(trainer.config, trainer.policy, screen)
+        return _evaluated(trainer, screen) if trainer.accelerator.is_main_process else None
+
+
+def _evaluated(trainer: Trainer, screen: Screen) -> Report:
+    evaluation = paired_evaluation(trainer.config, trainer.policy, screen)
     report = evaluation.report()
     write_report(trainer.run.root / "report.json", report)
     evaluation.write_gallery(trainer.run.root / "gallery.html", report, trainer.run.root.name)
@@ -94,12 +95,12 @@ def evaluate_run(trainer: Trainer, screen: Screen) -> Report | None:
 
 
 def paired_evaluation(config: TrainConfig, policy: Policy, screen: Screen) -> Evaluation:
-    """Pictures of base and policy on the report prompts, scored by all judges."""
+    """Pictures of base and policy on the prompts of ``evaluate.part``, scored by all judges."""
     options = config.evaluate
-    prompts = evaluation_prompts(config, "report")[: options.prompts]
+    prompts = evaluation_prompts(config, options.part)[: options.prompts]
     if len(prompts) < options.prompts:
         logger.warning(
-            "there are %d prompts to report on, not the %d asked for: all of them are taken; "
+            "there are %d prompts to evaluate on, not the %d asked for: all of them are taken; "
             "more seeds narrow the intervals too", len(prompts), options.prompts,
         )  # fmt: skip
     judges = load_judges(options.judges, options.trained_on, policy.device)

@@ -27,14 +27,21 @@ class StepFigures:
         self.sums[name] = self.sums.get(name, 0) + (values.detach() * chosen).sum()
         self.counts[name] = self.counts.get(name, 0) + chosen.sum()
 
-    def add_all(self, figures: Mapping[str, Tensor], share: Tensor) -> None:
-        """Take in an objective's (U,) figures; ``share`` (U,) is each unit's place in time, 0 to 1."""
+    def add_all(self, figures: Mapping[str, Tensor], share: Tensor, where: Tensor | None = None) -> None:
+        """Take in an objective's (U,) figures, NaN where a unit has none.
+
+        Args:
+            figures: by name.
+            share: (U,) each unit's place in time, 0 to 1.
+            where: (U,) bool, units that count.
+        """
         part = (share * BINS).long().clamp(0, BINS - 1)
         for name, values in figures.items():
-            self.add(name, values)
+            there = ~values.isnan() if where is None else where & ~values.isnan()
+            self.add(name, values.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf), there)
             if name in BINNED:
                 for i in range(BINS):
-                    self.add(f"{name}_t{i}", values, part == i)
+                    self.add(f"{name}_t{i}", values.nan_to_num(), there & (part == i))
 
     def means(self, reduce_sum: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """Scalar means over all processes; a part without units is NaN."""

@@ -85,6 +85,8 @@ class Monitor:
     flat: int = 0
     skipped: int = 0
     """Steps in a row that the loss scaler of fp16 left out."""
+    one_sided: int = 0
+    """Steps so far in which a batch held likes only, or dislikes only."""
     warnings: list[str] = field(default_factory=list)
 
     def watch(self, step: int, row: Row, samples: Sequence[int]) -> None:
@@ -107,15 +109,17 @@ class Monitor:
         self._watch_gaps(step, row)
         self._watch_accuracy(step, row)
         self._watch_gradient(step, row)
+        self._watch_labels(step, row)
 
     def state_dict(self) -> dict[str, Any]:
         """Counts so far, as JSON knows them."""
-        counts = {"rising": self.rising, "flat": self.flat, "skipped": self.skipped}
+        counts = {k: getattr(self, k) for k in ("rising", "flat", "skipped", "one_sided")}
         return counts | {"gradients": list(self.gradients), "warnings": list(self.warnings)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from the counts of a checkpoint."""
         self.rising, self.flat, self.skipped = state["rising"], state["flat"], state["skipped"]
+        self.one_sided = state.get("one_sided", 0)  # checkpoints of earlier versions lack it
         self.gradients.clear()
         self.gradients.extend(state["gradients"])
         self.warnings[:] = state["warnings"]
@@ -150,6 +154,21 @@ class Monitor:
         if norm > self.spike * typical:
             self._warn(step, f"the gradient norm {norm:.3g} is {norm / typical:.0f} times the usual")
         self.gradients.append(norm)
+
+    def _watch_labels(self, step: int, row: Row) -> None:
+        """Name batches whose estimate of the KL distance is that of one kind of label; not every one."""
+        if not row.get("one_sided"):
+            return
+        self.one_sided += 1
+        if self.one_sided in (1, 10, 100, 1000, 10_000):
+            missing = (
+                "liked" if not row.get("likes") else "disliked" if not row.get("dislikes") else "one kind of"
+            )
+            self._warn(
+                step,
+                f"a batch has no {missing} image (the {self.one_sided}. time), which takes most of the "
+                "signal away: raise batch, lower accumulate, draw both kinds, or take kl: zero",
+            )
 
     def _warn(self, step: int, text: str) -> None:
         self.warnings.append(f"step {step}: {text}")

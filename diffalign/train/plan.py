@@ -12,6 +12,7 @@ from diffalign.objectives import Objective
 from diffalign.objectives.beta import sum_beta
 from diffalign.policy import Policy
 from diffalign.train.config import OptimConfig, TrainConfig
+from diffalign.train.terms import innermost
 
 GIB = 1024**3
 STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "adafactor": 1}
@@ -56,12 +57,16 @@ class Plan:
         return text
 
 
-def make_plan(config: TrainConfig, policy: Policy, processes: int) -> Plan:
-    """Work out a run's figures from its recipe and the (possibly weightless) policy."""
+def make_plan(config: TrainConfig, policy: Policy, processes: int, shards: int = 1) -> Plan:
+    """Work out a run's figures from its recipe and the (possibly weightless) policy.
+
+    ``shards``: processes that the denoiser is cut up over.
+    """
     trained = sum(p.numel() for p in policy.trainable().values())
     every = sum(p.numel() for p in policy.denoiser.parameters())
     elements = latent_elements(policy, config.data.resolution)
-    beta = getattr(config.objective, "beta", None)
+    inner = innermost(config.objective)
+    beta = getattr(inner, "beta", None) if inner.needs_reference else None
     return Plan(
         family=f"{policy.family.name}, {policy.process.prediction} prediction",
         trainable=trained,
@@ -70,7 +75,7 @@ def make_plan(config: TrainConfig, policy: Policy, processes: int) -> Plan:
         passes=passes(config.objective, config.batch, rows_per_unit(config.objective)),
         steps=config.steps,
         units=config.steps * config.batch,
-        memory_gib=memory(config, policy, trained, every, processes),
+        memory_gib=memory(config, policy, trained, every, processes, shards),
         beta_mean=beta,
         beta_sum=None if beta is None else sum_beta(beta, elements),
     )
@@ -99,21 +104,23 @@ def latent_elements(policy: Policy, resolution: int) -> int:
     return int(config.in_channels) * latent_side(policy, resolution) ** 2
 
 
-def memory(config: TrainConfig, policy: Policy, trained: int, every: int, processes: int) -> dict[str, float]:
+def memory(
+    config: TrainConfig, policy: Policy, trained: int, every: int, processes: int, shards: int = 1
+) -> dict[str, float]:
     """GiB per process by kind; activations are a rough count of saved tensors, the rest is exact."""
     width = {"fp32": 4, "fp64": 8, "bf16": 2, "fp16": 2}[config.precision]
     base = every * (width if config.policy.adapter else 4)
-    copied = config.objective.needs_reference or config.evaluate.prompts or config.validate.every
+    copied = config.needs_reference or config.evaluate.prompts or config.validate.every
     copy = every * 4 if copied and config.policy.adapter is None else 0
     state = trained * (4 + STATE_BYTES[config.optim.name]) + (trained * 4 if config.ema else 0)
     rows = max(1, config.batch // config.accumulate // processes) * rows_per_unit(config.objective)
     saved = 0.15 if config.policy.gradient_checkpointing else 1.0
     activations = rows * activation_elements(policy, config.data.resolution) * width * saved
     parts = {
-        "weights": base,
+        "weights": base / shards,
         "encoders and VAE": encoder_bytes(policy),
-        "copy of the base": copy,
-        "gradients and optimizer": state,
+        "copy of the base": copy / shards,
+        "gradients and optimizer": state / shards,
         "activations": activations,
     }
     return {k: v / GIB for k, v in parts.items() if v}

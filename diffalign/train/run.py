@@ -44,6 +44,11 @@ class RunFolder:
         """One JSON line per step."""
         return self.root / "metrics.jsonl"
 
+    @property
+    def validation(self) -> Path:
+        """One JSON line per validation that a judge decided."""
+        return self.root / "validation.jsonl"
+
     def write_config(self, text: str, old: str = "") -> None:
         """Write the resolved recipe; one that differs is kept beside it, as config-``old``.yaml."""
         if self.config.exists() and self.config.read_text() != text:
@@ -57,23 +62,41 @@ class RunFolder:
             write_text(self.root / "skipped.json", json.dumps(content, indent=2))
 
     def append(self, step: int, row: Mapping[str, float], timing: Mapping[str, float]) -> None:
-        """Add one step's line; what is not a number is written as null, as JSON has no NaN."""
-        plain: dict[str, Any] = {"step": step} | {k: v if math.isfinite(v) else None for k, v in row.items()}
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(plain | {"timing": dict(timing)}) + "\n")
+        """Add one step's line of metrics."""
+        _append(self.metrics, _plain(step, row) | {"timing": dict(timing)})
+
+    def append_validation(self, step: int, row: Mapping[str, float]) -> None:
+        """Add what one validation found."""
+        _append(self.validation, _plain(step, row))
 
     def forget_after(self, step: int) -> None:
         """Drop lines of steps beyond ``step``: they are made again after a resume."""
-        if not self.metrics.exists():
-            return
-        kept = [line for line in self.metrics.read_text().splitlines() if _step(line) <= step]
-        write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+        for file in (self.metrics, self.validation):
+            if file.exists():
+                kept = [line for line in file.read_text().splitlines() if _step(line) <= step]
+                write_text(file, "".join(f"{line}\n" for line in kept))
 
     def rows(self) -> list[dict[str, Any]]:
-        """All lines so far."""
-        if not self.metrics.exists():
-            return []
-        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        """All lines of metrics so far."""
+        return _lines(self.metrics)
+
+    def validations(self) -> list[dict[str, Any]]:
+        """What the validations found so far."""
+        return _lines(self.validation)
+
+
+def _plain(step: int, row: Mapping[str, float]) -> dict[str, Any]:
+    """A line's content; what is not a number is null, as JSON has no NaN."""
+    return {"step": step} | {k: v if math.isfinite(v) else None for k, v in row.items()}
+
+
+def _append(file: Path, content: Mapping[str, Any]) -> None:
+    with file.open("a") as lines:
+        lines.write(json.dumps(content) + "\n")
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def _step(line: str) -> float:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,9 +16,6 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from diffalign.data.loader import Batch
-from diffalign.device import send
-from diffalign.diffusion.corrupt import draw_seed, seeded_noise
-from diffalign.diffusion.spaces import native_error
 from diffalign.objectives import Denoised
 from diffalign.policy import Policy
 from diffalign.train.checkpoint import (
@@ -34,15 +31,18 @@ from diffalign.train.checkpoint import (
 )
 from diffalign.train.config import TrainConfig, recipe_text
 from diffalign.train.ema import Ema
+from diffalign.train.forward import Forward
 from diffalign.train.metrics import StepFigures
 from diffalign.train.monitor import LateReader, Monitor
 from diffalign.train.optim import build_optimizer, learning_rate, set_learning_rate
 from diffalign.train.random_state import put_random_state, random_tensors, random_values
 from diffalign.train.run import RunFolder
+from diffalign.train.shard import gathered, put, shard
+from diffalign.train.terms import Prefixed
 
 log = logging.getLogger(__name__)
 
-MUST_AGREE = ("objective", "policy.adapter", "policy.reference", "optim.name")
+MUST_AGREE = ("objective", "terms", "space", "policy.adapter", "policy.reference", "optim.name")
 """Options that a resumed run cannot change; others, such as steps and the learning rate, it can."""
 
 
@@ -91,6 +91,8 @@ class Trainer:
         self.config, self.policy, self.loader, self.run = config, policy, loader, run
         self.accelerator = accelerator
         self.objective = config.objective
+        self.base = policy.base_id()  # of the start: after training, full weights are others
+        self.shards = shard(policy, accelerator)
         self.parameters = policy.trainable()
         self.optimizer = build_optimizer(self.parameters.values(), config.optim)
         self.ema = Ema(self.parameters, config.ema) if config.ema else None
@@ -103,8 +105,9 @@ class Trainer:
         self._took: dict[int, float] = {}
         self._batches: Iterator[Batch] | None = None
         self.recipe: dict[str, Any] = yaml.safe_load(recipe_text(config))
-        self.base = policy.base_id()  # of the start: after training, full weights are others
-        policy.wrapped, self.optimizer = accelerator.prepare(policy.denoiser, self.optimizer)
+        if self.shards is None:
+            policy.wrapped, self.optimizer = accelerator.prepare(policy.denoiser, self.optimizer)
+        self.forward = Forward(config, policy, accelerator, self._enter, self._averaged)
 
     # ------------------------------------------------------------------ the loop
 
@@ -157,12 +160,14 @@ class Trainer:
         """One step over ``accumulate`` parts: sum(weight * loss) / sum(weight) over parts and processes."""
         self.clock.enter("data")
         parts = [self._next_batch() for _ in range(self.config.accumulate)]
-        total = self._reduce_sum(sum(self._unit_weights(p).sum() for p in parts))
+        totals = self._reduce_sum(self._total_weights(parts))  # (terms,)
         figures, samples = StepFigures(), []
         for i, batch in enumerate(parts):
             last = i == len(parts) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.policy.wrapped):
-                self._backward(batch, total, figures)
+            # shards add up at every part: kept apart, each process would hold the gradient of the whole model
+            add_up = last or self.shards is not None
+            with nullcontext() if add_up else self.accelerator.no_sync(self.policy.wrapped):
+                self._backward(batch, totals, figures)
             samples += batch.sample.tolist()
         self.clock.enter("optimizer")
         norm = self._clip()
@@ -179,54 +184,32 @@ class Trainer:
         out["learning_rate"] = torch.full((), self.optimizer.param_groups[0]["lr"], device=norm.device)
         return out, samples
 
-    def _backward(self, batch: Batch, total: Tensor, figures: StepFigures) -> None:
-        denoised = self.denoise(batch)
-        loss, metrics = self.objective.loss(denoised, self._reduce_mean, self.state)  # (U,)
-        weight = self.objective.units(denoised, denoised.weight).to(loss.dtype)  # type: ignore[arg-type]
+    def _backward(self, batch: Batch, totals: Tensor, figures: StepFigures) -> None:
+        """Gradient of one part: of each term sum(weight * loss) / total, times the term's own weight."""
+        rows, parts = self.forward(batch), []
+        for i, (term, denoised, total) in enumerate(zip(self.forward.terms, rows, totals, strict=True)):
+            loss, metrics = term.objective.loss(denoised, self._reduce_mean, self._state_of(i))  # (U,)
+            given = self.forward.row_weights(term, batch_weight(denoised), denoised.role)
+            weight = term.objective.units(denoised, given).to(loss.dtype)
+            parts.append(term.weight * (weight * loss).sum() / total.clamp_min(1e-12))
+            share = term.objective.units(denoised, self._time_share(denoised.t).to(loss.dtype))
+            prefix = f"{i}/" if i else ""
+            figures.add(f"{prefix}loss", loss, weight > 0)
+            figures.add_all({f"{prefix}{k}": v for k, v in metrics.items()}, share, weight > 0)
         self.clock.enter("policy")
         # DDP averages gradients over processes, hence the factor; accelerate divides by nothing at
         # accumulation 1
-        self.accelerator.backward((weight * loss).sum() * (self.accelerator.num_processes / total))
-        share = self.objective.units(denoised, self._time_share(denoised.t).to(loss.dtype))
-        figures.add("loss", loss)
-        figures.add_all(metrics, share)
+        self.accelerator.backward(torch.stack(parts).sum() * self.accelerator.num_processes)
 
-    def denoise(self, batch: Batch) -> Denoised:
-        """Corrupt a batch and run policy and reference on the very same inputs."""
-        units = self._unit_seeds(batch)
-        batch = batch.to(self.accelerator.device)
-        x0 = self.policy.scale_latents(self._latents(batch, units)).to(self._dtype)
-        noisy = self.config.corruptor(x0, units, self.policy.process, self.config.timesteps)
-        self.clock.enter("policy")
-        with self.accelerator.autocast():
-            pred = self.policy.predict(noisy.x_t, noisy.t, batch.cond, batch.sizes)
-        error, ref_error = native_error(pred, noisy.target), None
-        if self.objective.needs_reference:
-            self.clock.enter("reference")
-            with self.policy.reference(), self.accelerator.autocast():
-                ref_pred = self.policy.predict(noisy.x_t, noisy.t, batch.cond, batch.sizes)
-            ref_error = native_error(ref_pred, noisy.target)
-        weight = None
-        if self.config.error_weight != "one":
-            weight = self.policy.process.weight(noisy.t, self.config.error_weight).to(error.dtype)
-        return Denoised(
-            error=error, ref_error=ref_error, group=batch.group, role=batch.role, t=noisy.t, t_weight=weight,
-            score=batch.score, soft=None if batch.soft is None else batch.soft.to(error.dtype),
-            weight=batch.weight,
-        )  # fmt: skip
+    def _state_of(self, term: int) -> MutableMapping[str, Tensor]:
+        """Running statistics of one term; those of the objective have no prefix."""
+        return Prefixed(self.state, f"{term}/") if term else self.state
 
-    def _unit_seeds(self, batch: Batch) -> list[int]:
-        """Seed of each row's comparison unit; the loader's batches are on the host, so nothing waits."""
-        places = zip(batch.epoch.tolist(), batch.sample.tolist(), strict=True)
-        return [draw_seed(self.config.seed, epoch, sample) for epoch, sample in places]
+    def _enter(self, phase: str) -> None:
+        self.clock.enter(phase)  # whichever clock a benchmark has set
 
-    def _latents(self, batch: Batch, units: list[int]) -> Tensor:
-        """Unscaled (N, C, h, w) latents: the posterior's mean, or a sample seeded by unit and side."""
-        if batch.logvar is None or self.config.data.latents == "mode":
-            return batch.mean
-        return batch.mean + (0.5 * batch.logvar.clamp(-30, 20)).exp() * seeded_noise(
-            _row_seeds(units), batch.mean
-        )
+    def _averaged(self) -> AbstractContextManager[None]:
+        return self.ema.swapped() if self.ema is not None else nullcontext()
 
     def _next_batch(self) -> Batch:
         if self._batches is None:
@@ -235,15 +218,10 @@ class Trainer:
 
     # ------------------------------------------------------------------ small parts
 
-    @property
-    def _dtype(self) -> torch.dtype:
-        return torch.float64 if self.config.precision == "fp64" else torch.float32
-
-    def _unit_weights(self, batch: Batch) -> Tensor:
-        stand_in = Denoised(
-            error=batch.weight, ref_error=None, group=batch.group, role=batch.role, t=batch.weight
-        )
-        return send(self.objective.units(stand_in, batch.weight).to(self._dtype), self.accelerator.device)
+    def _total_weights(self, parts: Sequence[Batch]) -> Tensor:
+        """(terms,) sums of the weights of this process's units."""
+        sums = [[self.forward.unit_weights(t, p).sum() for p in parts] for t in self.forward.terms]
+        return torch.stack([torch.stack(own).sum() for own in sums])
 
     def _time_share(self, t: Tensor) -> Tensor:
         return t if self.policy.process.is_flow else t / self.policy.process.steps
@@ -258,19 +236,25 @@ class Trainer:
 
     def _clip(self) -> Tensor:
         limit = self.config.optim.clip_norm or float("inf")
+        if self.shards is not None:
+            return self.shards.clip(self.parameters.values(), limit)
         norm = self.accelerator.clip_grad_norm_(self.parameters.values(), limit)
         return norm if isinstance(norm, Tensor) else torch.tensor(float(norm))
 
     # ------------------------------------------------------------------ state
 
     def checkpoint(self) -> Checkpoint:
-        """Everything that the next step depends on."""
+        """Everything that the next step depends on.
+
+        All processes take part; where the model is cut up, only that of the main process holds its tensors.
+        """
         tensors, scalars = pack_optimizer(_plain(self.optimizer), self.parameters)
         state = {f"policy/{k}": p.detach() for k, p in self.parameters.items()}
         state |= {f"optim/{k}": v for k, v in tensors.items()}
         state |= {f"objective/{k}": v for k, v in self.state.items()}
         if self.ema is not None:
             state |= {f"ema/{k}": v for k, v in self.ema.state().items()}
+        state = gathered(state, keep=self.accelerator.is_main_process)
         tensors_of, values_of = self._random_states()
         state |= {f"rng/{i}/{k}": v for i, own in enumerate(tensors_of) for k, v in own.items()}
         scaler = self.accelerator.scaler
@@ -290,8 +274,11 @@ class Trainer:
 
     @contextmanager
     def exported_weights(self) -> Iterator[None]:
-        """Inside, the policy has the weights that the run gives out: the average where there is one."""
-        with self.ema.swapped() if self.ema is not None else nullcontext():
+        """Inside, the policy has the weights that the run gives out: the average where there is one.
+
+        All processes enter; inside, a model that is cut up is whole, and of use, on the main process only.
+        """
+        with self._averaged(), self.shards.whole() if self.shards is not None else nullcontext():
             yield
 
     def save(self) -> None:
@@ -313,7 +300,7 @@ class Trainer:
         check_same_run(checkpoint, self.recipe, self.base, where, MUST_AGREE)
         meta = checkpoint.meta
         for key, value in checkpoint.part("policy").items():
-            self.parameters[key].copy_(value)
+            put(self.parameters[key], value)
         unpack_optimizer(_plain(self.optimizer), self.parameters, checkpoint.part("optim"), meta["optim"])
         self._restore_average(checkpoint, where)
         if self.accelerator.scaler is not None and meta["scaler"] is not None:
@@ -370,14 +357,9 @@ class Trainer:
         return [tensors for tensors, _ in every], [values for _, values in every]
 
 
-def _row_seeds(units: Sequence[int]) -> list[int]:
-    """One seed per image: by its unit and its place within the unit."""
-    seen: dict[int, int] = {}
-    seeds = []
-    for unit in units:
-        seen[unit] = seen.get(unit, -1) + 1
-        seeds.append(draw_seed("latent", unit, seen[unit]))
-    return seeds
+def batch_weight(denoised: Denoised) -> Tensor:
+    """(N,) weights that the trainer gave the rows."""
+    return torch.ones_like(denoised.error) if denoised.weight is None else denoised.weight
 
 
 def _plain(optimizer: Any) -> torch.optim.Optimizer:

@@ -20,6 +20,7 @@ from diffalign.train.checkpoint import load_checkpoint, name_of
 from diffalign.train.config import TrainConfig
 from diffalign.train.finish import evaluation_prompts
 from diffalign.train.progress import Screen
+from diffalign.train.shard import put
 from diffalign.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -58,19 +59,22 @@ class Validator:
         every = self.config.validate.every
         if not every or trainer.step % every:
             return
-        if self.accelerator.is_main_process:
-            self.validate(trainer)
+        with trainer.exported_weights():
+            if self.accelerator.is_main_process:
+                self.validate(trainer)
         trainer.best = broadcast_object_list([trainer.best])[0]
 
     def validate(self, trainer: Trainer) -> None:
-        """Write a sheet of pictures, and where a judge is named the win rate against the base."""
+        """Write a sheet of pictures, and where a judge is named the win rate against the base.
+
+        Inside ``trainer.exported_weights()``, on the main process.
+        """
         prompts = self.prompts
         with torch.random.fork_rng(devices=[]):
             base = generate_base(
                 trainer.policy, prompts, self.seeds, self.sampling, Path(self.config.data.cache)
             )
-            with trainer.exported_weights():
-                model = generate(trainer.policy, prompts, self.seeds, self.sampling)
+            model = generate(trainer.policy, prompts, self.seeds, self.sampling)
         trainer.run.samples.mkdir(exist_ok=True)
         save_sheet(base, model, trainer.run.samples / f"{name_of(trainer.step)}.png")
         if self.config.validate.judge is not None:
@@ -84,7 +88,17 @@ class Validator:
         except ValueError as error:  # a judge that is blind to these pictures must not end the training
             log.warning("step %d: validate.judge %s cannot judge: %s", trainer.step, judge.name, error)
             return
-        result = compare(before, after, sd=sd, resamples=500, flips=500).win_rate
+        found = compare(before, after, sd=sd, resamples=500, flips=500)
+        result = found.win_rate
+        trainer.run.append_validation(
+            trainer.step,
+            {
+                "win_rate": result.value,
+                "low": result.low,
+                "high": result.high,
+                "mean_gain_sd": found.mean_gain_sd.value,
+            },
+        )
         interval = f"[{result.low:.3f}, {result.high:.3f}]"
         self.screen.say(f"step {trainer.step}: {judge.name} win rate {result.value:.3f} {interval}")
         if result.value > trainer.best.get("win_rate", -1.0):
@@ -96,11 +110,10 @@ class Validator:
         if self.config.keep != "best" or not trainer.best:
             return
         best = load_checkpoint(trainer.run.checkpoints / trainer.best["checkpoint"])
-        with torch.no_grad():
-            for key, value in best.part("policy").items():
-                trainer.parameters[key].copy_(value)
-            if trainer.ema is not None:
-                trainer.ema.load(best.part("ema"), best.meta["ema_steps"])
+        for key, value in best.part("policy").items():
+            put(trainer.parameters[key], value)
+        if trainer.ema is not None:
+            trainer.ema.load(best.part("ema"), best.meta["ema_steps"])
         self.screen.say(
             f"kept        step {trainer.best['step']}, win rate {trainer.best['win_rate']:.3f} on "
             f"selection prompts"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from diffalign.data.records import BytesImage, Record
+from diffalign.data.records import BytesImage, Kind, Record
 from diffalign.evaluate.generate import Progress, Sampling, generate_base
 from diffalign.policy import Policy
 from diffalign.train.config import WorldConfig
@@ -49,8 +50,8 @@ def training_prompts(config: WorldConfig) -> tuple[list[Prompt], list[Prompt]]:
 def world_records(
     policy: Policy, config: WorldConfig, cache: Path, progress: Progress = lambda n: None
 ) -> list[Record]:
-    """Pictures of the base on training prompts (made once and kept in ``cache``), and noisy votes on their
-    pairs.
+    """Pictures of the base on training prompts (made once and kept in ``cache``), and what a simulated person
+    says of them: noisy votes on their pairs, likes and dislikes, or rankings, as ``config.ask`` says.
     """
     rater = named_rater(config.taste, config.temperature, config.careless)
     prompts, _ = training_prompts(config)
@@ -63,26 +64,72 @@ def world_records(
         )  # fmt: skip
     seeds = range(1000, 1000 + config.per_prompt)  # never those of the evaluation
     pictures = generate_base(policy, [str(p) for p in prompts], list(seeds), Sampling(), cache, progress)
-    return vote_records(prompts, pictures, rater, np.random.default_rng([config.seed, 6]))
+    rng = np.random.default_rng([config.seed, 6])
+    if config.ask == "likes":
+        return like_records(prompts, pictures, rater, rng)
+    if config.ask == "rankings":
+        return ranking_records(prompts, pictures, rater, rng, config.list_length)
+    return vote_records(prompts, pictures, rater, rng)
 
 
 def vote_records(
     prompts: list[Prompt], pictures: Tensor, rater: Rater, rng: np.random.Generator
 ) -> list[Record]:
     """One pair record for every two pictures of the same prompt; ``pictures`` is (P, S, 3, 64, 64) uint8."""
-    flat, each = pictures.flatten(0, 1), pictures.shape[1]
-    utility = rater.score(flat.float() / 255, [p for p in prompts for _ in range(each)]).unflatten(
-        0, (-1, each)
-    )
-    images = [BytesImage.from_array(x.permute(1, 2, 0).numpy()) for x in flat]
+    utility, images = _judged(prompts, pictures, rater)
     records = []
-    for a, b in itertools.combinations(range(each), 2):
+    for a, b in itertools.combinations(range(pictures.shape[1]), 2):
         votes = rater.vote(utility[:, a], utility[:, b], rng)
-        for i, (prompt, vote) in enumerate(zip(prompts, votes.tolist(), strict=True)):
-            pair = (images[i * each + a], images[i * each + b])
-            records.append(
-                Record(
-                    prompt=str(prompt), images=pair, kind="pair", values=(vote, 1 - vote), rater=rater.name
-                )
-            )
+        for row, prompt, vote in zip(images, prompts, votes.tolist(), strict=True):
+            records.append(_record(prompt, (row[a], row[b]), "pair", (vote, 1 - vote), rater))
     return records
+
+
+def like_records(
+    prompts: list[Prompt], pictures: Tensor, rater: Rater, rng: np.random.Generator
+) -> list[Record]:
+    """One like or dislike for each of (P, S, 3, 64, 64) uint8 pictures, seen alone.
+
+    Liked is what beats, in a noisy vote, the median of all pictures: what the person thinks usual.
+    """
+    utility, images = _judged(prompts, pictures, rater)
+    usual = utility.median().expand(len(prompts))
+    records = []
+    for side in range(pictures.shape[1]):
+        votes = rater.vote(utility[:, side], usual, rng)
+        for row, prompt, vote in zip(images, prompts, votes.tolist(), strict=True):
+            records.append(_record(prompt, (row[side],), "labels", (vote,), rater))
+    return records
+
+
+def ranking_records(
+    prompts: list[Prompt], pictures: Tensor, rater: Rater, rng: np.random.Generator, length: int = 4
+) -> list[Record]:
+    """Lists of ``length`` pictures of (P, S, 3, 64, 64) uint8 ones, ranked by the Plackett-Luce model.
+
+    The value of a picture is the share of the others in its list that it is placed above.
+    """
+    utility, images = _judged(prompts, pictures, rater)
+    noisy = utility.double().numpy() + rater.temperature * rng.gumbel(size=utility.shape)  # (P, S)
+    records = []
+    for start in range(0, pictures.shape[1] - length + 1, length):
+        place = noisy[:, start : start + length].argsort(1).argsort(1) / (length - 1)  # (P, length)
+        for row, prompt, values in zip(images, prompts, place.tolist(), strict=True):
+            records.append(_record(prompt, row[start : start + length], "ranking", tuple(values), rater))
+    return records
+
+
+def _record(
+    prompt: Prompt, images: Sequence[BytesImage], kind: Kind, values: tuple[float, ...], rater: Rater
+) -> Record:
+    return Record(prompt=str(prompt), images=tuple(images), kind=kind, values=values, rater=rater.name)
+
+
+def _judged(
+    prompts: list[Prompt], pictures: Tensor, rater: Rater
+) -> tuple[Tensor, list[tuple[BytesImage, ...]]]:
+    """(P, S) noise-free utilities of (P, S, 3, 64, 64) uint8 pictures, and the pictures by prompt."""
+    flat, each = pictures.flatten(0, 1), pictures.shape[1]
+    utility = rater.score(flat.float() / 255, [p for p in prompts for _ in range(each)])
+    images = [tuple(BytesImage.from_array(x.permute(1, 2, 0).numpy()) for x in row) for row in pictures]
+    return utility.unflatten(0, (-1, each)), images

@@ -2,6 +2,7 @@
 its own.
 
 python -m tests.train.runs FAMILY FOLDER OUTPUT [--kill STEP:WHERE] [--resume DIR] [key=value ...]
+[-- ANOTHER RUN]
 """
 
 from __future__ import annotations
@@ -79,14 +80,15 @@ def tiny_run(family: str, folder: Path, output: Path, *overrides: str, resume: P
     return align(recipe(family, folder, output), *overrides, records=records(), resume=resume)
 
 
-def launch(processes: int, *arguments: str) -> None:
-    """Train in processes of their own, one or several."""
+def launch(processes: int, *arguments: str, config: str | None = None) -> None:
+    """Train in processes of their own, one or several; ``config`` is a file of training/accelerate."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "tests.train.runs"]
     if processes > 1:
         environment["ACCELERATE_USE_CPU"] = "true"
-        launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+        launcher = ["-m", "accelerate.commands.launch", "--num_processes", str(processes)]
         launcher += ["--main_process_port", "0"]
+        launcher += ["--config_file", f"training/accelerate/{config}"] if config else ["--multi_gpu"]
         command = [sys.executable, *launcher, "-m", "tests.train.runs"]
     done = subprocess.run(
         [*command, *arguments],
@@ -95,7 +97,7 @@ def launch(processes: int, *arguments: str) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -127,18 +129,31 @@ def kill_at(step: int, where: str) -> None:
 
 def main() -> None:
     """See the module."""
-    family, folder, output, *rest = sys.argv[1:]
-    resume, overrides = None, []
+    words: list[list[str]] = [[]]
+    for word in sys.argv[1:]:
+        words.append([]) if word == "--" else words[-1].append(word)
+    for run in words:
+        run_of(run)
+
+
+def run_of(words: list[str]) -> None:
+    """One run in this process."""
+    family, folder, output, *rest = words
+    resume, overrides, cut_up = None, [], False
     while rest:
         word = rest.pop(0)
         if word == "--kill":
             step, _, where = rest.pop(0).partition(":")
             kill_at(int(step), where)
+        elif word == "--cut-up":
+            cut_up = True
         elif word == "--resume":
             resume = Path(rest.pop(0))
         else:
             overrides.append(word)
-    tiny_run(family, Path(folder), Path(output), *overrides, resume=resume)
+    run = tiny_run(family, Path(folder), Path(output), *overrides, resume=resume)
+    found = {hasattr(p, "full_tensor") for n in run.policy.networks for p in n.parameters()}
+    assert found == {cut_up}, "the launcher did not cut the model up"
 
 
 if __name__ == "__main__":

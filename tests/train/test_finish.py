@@ -89,7 +89,7 @@ def test_fewer_prompts_than_asked_for_are_said_and_named(
     few = evaluation_prompts(open_run(run.dir)[0], "report")[:4]
     monkeypatch.setattr(finish, "evaluation_prompts", lambda config, part: few)
     assert evaluate_again(run.dir, prompts=5, seeds=0).name == "report-4x2.json"
-    assert "4 prompts to report on, not the 5 asked for" in caplog.text
+    assert "4 prompts to evaluate on, not the 5 asked for" in caplog.text
 
 
 def test_prompts_that_are_trained_on_are_said_and_select_nothing(

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from diffalign.diffusion import spaces
 from diffalign.train import align as aligning
-from diffalign.train import trainer as trainers
 from diffalign.train.checkpoint import load_checkpoint
 from diffalign.train.config import TrainConfig
 from diffalign.train.monitor import DivergedError, LateReader, Monitor
@@ -68,14 +68,14 @@ def test_figures_come_one_step_late() -> None:
 def test_a_diverging_run_keeps_its_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = trainers.native_error
+    original = spaces.native_error
 
     def poisoned(pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         poisoned.calls += 1  # type: ignore[attr-defined]
         return original(pred, target) * (math.nan if poisoned.calls > 10 else 1.0)  # type: ignore[attr-defined]
 
     poisoned.calls = 0  # type: ignore[attr-defined]
-    monkeypatch.setattr(trainers, "native_error", poisoned)
+    monkeypatch.setattr(spaces, "native_error", poisoned)
     with pytest.raises(DivergedError, match="step 6"):
         tiny_run("sd", tmp_path, tmp_path / "run", "checkpoint_every=1")
     run = RunFolder(root=tmp_path / "run")
@@ -137,3 +137,16 @@ def test_an_overflow_of_the_loss_scaler_is_skipped(tmp_path: Path, monkeypatch: 
     saved = load_checkpoint(run.dir / "checkpoints" / "step-000012")
     assert saved.meta["ema_steps"] == skips.count(0.0)
     assert saved.meta["scaler"]["scale"] == 2.0 ** (127 - skips.count(1.0))
+
+
+def test_batches_of_one_kind_of_label_are_named_but_not_all_of_them() -> None:
+    monitor = Monitor()
+    monitor.watch(1, row(likes=0.5, dislikes=0.5, one_sided=0.0), [])
+    assert monitor.warnings == []
+    for step in range(2, 14):
+        monitor.watch(step, row(likes=0.0, dislikes=1.0, one_sided=1.0), [])
+    assert [w.partition(":")[0] for w in monitor.warnings] == ["step 2", "step 11"]
+    assert "no liked image (the 10. time)" in monitor.warnings[1]
+    resumed = Monitor()
+    resumed.load_state_dict(monitor.state_dict())
+    assert resumed.one_sided == 12

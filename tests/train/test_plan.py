@@ -37,6 +37,10 @@ def test_memory_counts_encoders_and_copies(tmp_path: Path) -> None:
     whole = load_policy(tiny_folder("sd", tmp_path))
     memory = make_plan(config, whole, 1).memory_gib
     assert memory["copy of the base"] == pytest.approx(memory["weights"])
+    cut = make_plan(config, whole, 2, shards=2).memory_gib
+    for part in ("weights", "copy of the base", "gradients and optimizer"):
+        assert cut[part] == pytest.approx(memory[part] / 2)
+    assert cut["encoders and VAE"] == memory["encoders and VAE"]
 
 
 @pytest.mark.parametrize("model", sorted(ENCODERS))

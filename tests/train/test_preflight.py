@@ -17,12 +17,12 @@ from diffalign.train import trackers
 from diffalign.train.align import (
     PATIENCE,
     align,
-    check_distribution,
     cpu_threads,
     load_recipe,
     make_accelerator,
 )
 from diffalign.train.preflight import preflight
+from diffalign.train.shard import check_distribution, fsdp_options
 from scorers.registry import RegistryError
 from tests.train.runs import recipe, records
 
@@ -85,10 +85,41 @@ def test_the_accelerator_keeps_its_hands_off_gradients_and_waits(
     assert accelerator.init_handler.timeout == PATIENCE
 
 
-def test_launchers_that_cut_the_model_up_are_refused() -> None:
-    check_distribution(DistributedType.MULTI_GPU)
-    with pytest.raises(ConfigError, match=r"launched with FSDP.*gpu-ddp\.yaml"):
-        check_distribution(DistributedType.FSDP)
+@pytest.mark.parametrize(
+    ("variables", "overrides", "message"),
+    [
+        ({"FSDP_VERSION": "1", "FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, [], "version 1.*gpu-fsdp2"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, [], "fsdp_offload_params"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, [], r"policy\.gradient_checkpointing=true"),
+        ({}, ["precision=fp16"], "precision=bf16"),
+        ({}, ["optim={name: adafactor}"], r"optim\.name=adamw"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_cut_up_is_refused(
+    variables: dict[str, str],
+    overrides: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fsdp2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
+    content = recipe("sd", tmp_path, tmp_path / "run")
+    assert fsdp_options() is None
+    for name, value in fsdp2.items():
+        monkeypatch.setenv(name, value)
+    check_distribution(DistributedType.FSDP, load_recipe(content), fsdp_options())
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"launched with FSDP.*{message}"):
+        check_distribution(DistributedType.FSDP, load_recipe(content, overrides), fsdp_options())
+
+
+@pytest.mark.parametrize("kind", [DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM])
+def test_other_launchers_that_cut_the_model_up_are_refused(kind: DistributedType, tmp_path: Path) -> None:
+    config = load_recipe(recipe("sd", tmp_path, tmp_path / "run"))
+    check_distribution(DistributedType.MULTI_GPU, config, None)
+    with pytest.raises(ConfigError, match=rf"launched with {kind.value}.*gpu-ddp\.yaml.*gpu-fsdp2\.yaml"):
+        check_distribution(kind, config, None)
 
 
 def test_accelerate_launch_leaves_no_core_idle(monkeypatch: pytest.MonkeyPatch) -> None:

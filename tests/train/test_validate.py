@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from diffalign.evaluate.judge import Judge
 from diffalign.policy.lora import read_lora
 from diffalign.train import validate
 from diffalign.train.align import align
@@ -88,7 +89,7 @@ def trained(policy: Any) -> Any:
 def test_a_judge_to_whom_all_seeds_are_alike_warns_only(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(validate, "score", lambda scorer, pictures, prompts: torch.ones(2, 2).numpy())
+    monkeypatch.setattr(Judge, "score", lambda judge, pictures, prompts: torch.ones(2, 2).numpy())
     with caplog.at_level(logging.WARNING):
         align(recipe("sd", folder, tmp_path / "run"), *BEST, "steps=4", records=records())
     assert "step 3: validate.judge tests.train.runs:Brightness cannot judge" in caplog.text

@@ -26,7 +26,7 @@ from diffalign.world.grammar import (
 from diffalign.world.oracle import measure, obeys
 from diffalign.world.raters import AXES, TASTES, Population, Rater, leaves_open, named_rater
 from diffalign.world.shapes import MAX_ROTATION, draw, render, sample_scenes
-from diffalign.world.votes import vote_records, world_prompts, world_records
+from diffalign.world.votes import like_records, ranking_records, vote_records, world_prompts, world_records
 
 
 def pictures(n: int, seed: int = 0, double: float = 0.0) -> tuple[list[Prompt], Tensor]:
@@ -232,6 +232,42 @@ def test_votes_are_for_the_picture_that_is_liked_better() -> None:
     rater = Rater(name="sure", weights=TASTES["large"], temperature=1e-3)
     records = vote_records(prompts, torch.stack(pictures, 1), rater, np.random.default_rng(0))
     assert {r.values for r in records} == {(0.0, 1.0)}
+
+
+def small_and_large(prompts: list[Prompt]) -> Tensor:
+    """(P, 4, 3, 64, 64) pictures whose shapes grow from one to the next."""
+    pictures = []
+    for radius in (0.19, 0.24, 0.3, 0.36):
+        scenes = sample_scenes(prompts, np.random.default_rng(0))
+        scenes.centre[:], scenes.radius[:] = 0.5, radius
+        pictures.append((render(scenes) * 255).byte())
+    return torch.stack(pictures, 1)
+
+
+def test_likes_and_rankings_follow_the_taste() -> None:
+    prompts = [p for p in single_prompts("train") if leaves_open(p, TASTES["large"])][:6]
+    pictures, rng = small_and_large(prompts), np.random.default_rng(0)
+    rater = Rater(name="sure", weights=TASTES["large"], temperature=1e-3)
+    likes = like_records(prompts, pictures, rater, rng)
+    assert [r.values for r in likes[:6]] == [(0.0,)] * 6
+    assert [r.values for r in likes[-6:]] == [(1.0,)] * 6
+    rankings = ranking_records(prompts, pictures, rater, rng)
+    assert {r.values for r in rankings} == {(0, 1 / 3, 2 / 3, 1)}
+    assert [r.prompt for r in rankings] == [str(p) for p in prompts]
+    assert [len(r.images) for r in ranking_records(prompts, pictures, rater, rng, 2)] == [2] * 12
+
+
+def test_rankings_are_noisy_as_plackett_and_luce_say() -> None:
+    # two pictures: the better one is first with probability sigmoid(gap / temperature)
+    prompts = [p for p in single_prompts("train") if leaves_open(p, TASTES["large"])][:40]
+    pictures = small_and_large(prompts)[:, [0, 2]]
+    rater = Rater(name="unsure", weights=TASTES["large"], temperature=2.0)
+    rng = np.random.default_rng(0)
+    first = [r.values[1] for _ in range(20) for r in ranking_records(prompts, pictures, rater, rng, 2)]
+    utility = rater.score(pictures.flatten(0, 1).float() / 255, [p for p in prompts for _ in range(2)])
+    chance = torch.sigmoid((utility[1::2] - utility[::2]) / 2).mean()
+    assert 0.55 < chance < 0.9
+    assert np.mean(first) == pytest.approx(float(chance), abs=0.05)
 
 
 def test_a_taste_with_few_prompts_says_that_it_makes_fewer_pictures(

@@ -1,0 +1,165 @@
+"""Playing a league: runs that have no result yet, one after the other or several at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from diffalign.evaluate.report import Report
+from diffalign.league.config import Job, League, main_jobs, sweep_jobs
+from diffalign.league.results import HALF, Result, choose, current, load_results, save_result
+from diffalign.train.run import RunFolder
+
+log = logging.getLogger(__name__)
+
+UNFINISHED = ".unfinished"
+"""Ending of the folder of a run that has not ended; what a killed league leaves is made again."""
+
+
+def play(league: League, root: Path, *, most: int = 0, at_once: int = 1) -> int:
+    """Make the runs that are missing: the sweep first, then the table.
+
+    Args:
+        league: what to run.
+        root: folder of the runs.
+        most: stop after so many runs; 0 = when all are made.
+        at_once: how many processes work; more than one only helps on a GPU.
+
+    Returns:
+        Number of runs that are still missing.
+    """
+    tree, made, failed = revision(), 0, set[str]()
+    while True:
+        todo = [j for j in missing(league, root) if j.name not in failed]
+        some = todo[: min(len(todo), at_once, most - made if most else at_once)]
+        if not some:
+            return len(missing(league, root))
+        for name, error in _side_by_side(some, root, tree, at_once):
+            log.error("%s failed, and its row stays empty: %s", name, error)
+            failed.add(name)
+        made += len(some)
+
+
+def missing(league: League, root: Path) -> list[Job]:
+    """Runs without a valid result, in the order in which they are to be made."""
+    results = load_results(root)
+    jobs = list(sweep_jobs(league))
+    valid = valid_results(jobs, results)
+    later = list(main_jobs(league, choose(league, valid)))
+    everything = [*jobs, *later]
+    return current(everything, results, {j.name: digest(j) for j in everything})
+
+
+def all_valid(league: League, root: Path) -> dict[str, Result]:
+    """Results of this league's runs as they are now."""
+    results = load_results(root)
+    tried = valid_results(list(sweep_jobs(league)), results)
+    return tried | valid_results(list(main_jobs(league, choose(league, tried))), results)
+
+
+def valid_results(jobs: Sequence[Job], results: Mapping[str, Result]) -> dict[str, Result]:
+    """Results that belong to these jobs as they are now."""
+    wanted = {j.name: digest(j) for j in jobs}
+    return {name: r for name, r in results.items() if wanted.get(name) == r.digest}
+
+
+def _side_by_side(jobs: Sequence[Job], root: Path, tree: str, at_once: int) -> list[tuple[str, Exception]]:
+    """Failures of the jobs, by name."""
+    failures: list[tuple[str, Exception]] = []
+    if at_once == 1:
+        for job in jobs:
+            _guarded(lambda job=job: play_one(job, root, tree), job.name, failures)  # type: ignore[misc]
+        return failures
+    with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(play_one, job, root, tree): job.name for job in jobs}
+        for future in as_completed(futures):
+            _guarded(future.result, futures[future], failures)
+    return failures
+
+
+def _guarded(run: Callable[[], object], name: str, failures: list[tuple[str, Exception]]) -> None:
+    try:
+        run()
+    except Exception as error:  # one method that breaks must not end a night of runs
+        failures.append((name, error))
+
+
+def play_one(job: Job, root: Path, tree: str) -> Result:
+    """Make one run and store its result; the folder has its name only when it is whole."""
+    from diffalign.train.align import align
+
+    folder = root / job.name
+    work = folder.with_name(folder.name + UNFINISHED)
+    for old in (work, folder):
+        shutil.rmtree(old, ignore_errors=True)
+    run = align({**job.recipe, "output": str(work)})
+    if run.report is None:
+        raise ValueError(f"{job.name} was not evaluated: its recipe needs evaluate.prompts above 0")
+    result = result_of(job, run.report, RunFolder(root=run.dir), tree)
+    save_result(work, result)
+    for heavy in ("checkpoints", "export"):
+        shutil.rmtree(work / heavy, ignore_errors=True)
+    work.rename(folder)
+    return result
+
+
+def result_of(job: Job, report: Report, run: RunFolder, tree: str) -> Result:
+    """Figures of a finished run."""
+    first, lines = report["comparisons"][0], run.rows()
+    seconds = [line["timing"].get("seconds", 0.0) for line in lines]
+    reached = [v["step"] for v in run.validations() if v["mean_gain_sd"] >= HALF]
+    half = min(reached, default=None)
+    return Result(
+        job=job.name, kind=job.kind, pipeline=job.pipeline, method=job.method, setting=dict(job.setting),
+        seed=job.seed, digest=digest(job), tree=tree, judge=first["metric"],
+        gain=first["mean_gain_sd"], win_rate=first["win_rate"],
+        ci_low=first["ci_low"], ci_high=first["ci_high"],
+        obedience_base=report["obedience"]["base"], obedience=report["obedience"]["model"],
+        diversity_base=report["diversity"]["base"]["vendi"], diversity=report["diversity"]["model"]["vendi"],
+        steps=len(lines), seconds=sum(seconds),
+        steps_to_half=half, seconds_to_half=None if half is None else sum(seconds[:half]),
+    )  # fmt: skip
+
+
+def digest(job: Job) -> str:
+    """Of the recipe and of the weights it starts from: a result of other ones is not this job's."""
+    from diffalign.assets import asset
+
+    weights = weights_digest(asset(str(job.recipe["policy"]["model"])))
+    recipe = json.dumps(plain(job.recipe), sort_keys=True)
+    return hashlib.sha256(f"{weights}{recipe}".encode()).hexdigest()[:16]
+
+
+@cache
+def weights_digest(folder: Path) -> str:
+    """sha256 over the weights of a pipeline's folder; they are taken to stay as they are meanwhile."""
+    found = hashlib.sha256()
+    for file in sorted(folder.glob("*/*.safetensors")):
+        found.update(file.read_bytes())
+    return found.hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """Mappings and tuples as JSON has them."""
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def revision() -> str:
+    """Short commit of the tree, with a + where it has changes; empty outside a repository."""
+    ask = ["git", "describe", "--always", "--dirty=+", "--abbrev=10", "--exclude=*"]
+    try:
+        done = subprocess.run(ask, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    except OSError:  # no git on this machine
+        return ""
+    return done.stdout.strip()

@@ -1,0 +1,211 @@
+"""From a batch of latents to the errors that objectives ask for: one pass of policy and reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from diffalign.data.loader import Batch
+from diffalign.device import send
+from diffalign.diffusion.corrupt import Corrupted, Predict, draw_seed, seeded_noise
+from diffalign.diffusion.spaces import BoundSpace, Space
+from diffalign.diffusion.weights import error_weight
+from diffalign.objectives import Denoised, Predictions
+from diffalign.policy import Policy
+from diffalign.policy.family import Cond
+from diffalign.train.config import TrainConfig
+from diffalign.train.terms import Term
+
+Phase = Callable[[str], None]
+
+
+class Forward:
+    """Corrupts batches and runs policy and reference on the very same inputs, for all terms at once."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        policy: Policy,
+        accelerator: Accelerator,
+        phase: Phase,
+        averaged: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """Bind the spaces to the policy.
+
+        Args:
+            config: recipe.
+            policy: where it is trained, with its reference.
+            accelerator: autocast and device.
+            phase: told what a step is doing, for the clock.
+            averaged: context in which the policy has its averaged weights.
+
+        Raises:
+            ValueError: corruptor or space do not fit the model.
+        """
+        self.config, self.policy, self.accelerator = config, policy, accelerator
+        self.phase, self.averaged = phase, averaged
+        self.terms = config.all_terms
+        self.needs = frozenset[str]().union(*(t.objective.needs for t in self.terms))
+        self.needs_reference = any(t.objective.needs_reference for t in self.terms)
+        config.corruptor.check(policy.process)
+        self.bound: dict[Space, BoundSpace] = {t.space: t.space.bind(policy) for t in self.terms}
+        unprompted = getattr(config.corruptor, "conditioning", "own") == "empty"
+        self.empty = policy.encode_prompts([""])[0] if unprompted else None
+
+    def __call__(self, batch: Batch) -> list[Denoised]:
+        """Rows of every term, in the order of ``terms``."""
+        count = int(batch.group.max()) + 1  # the loader's batches are on the host, so nothing waits
+        units = self._unit_seeds(batch)
+        batch = batch.to(self.accelerator.device)
+        x0 = self.policy.scale_latents(self._latents(batch, units)).to(self.dtype)
+        noisy = self.config.corruptor(
+            x0, units, self.policy.process, self.config.timesteps, self._oracle(batch)
+        )
+        self.phase("policy")
+        pred = self.predict(noisy.x_t, noisy.t, batch.cond, batch)
+        ref_pred = self._reference(noisy, batch.cond, batch)
+        extra = self._extras(noisy, batch)
+        tensors = None
+        if "tensors" in self.needs:
+            tensors = Predictions(pred=pred, ref_pred=ref_pred, target=noisy.target, x_t=noisy.x_t, x0=x0)
+        weight = error_weight(self.config.error_weight, self.policy.process, noisy.t)
+        errors = {space: self._errors(space, pred, ref_pred, noisy, batch) for space in self.bound}
+        return [
+            self._row(term, batch, errors[term.space], noisy, weight, extra, tensors, count)
+            for term in self.terms
+        ]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of latents and losses."""
+        return torch.float64 if self.config.precision == "fp64" else torch.float32
+
+    def predict(self, x: Tensor, t: Tensor, cond: Cond, batch: Batch) -> Tensor:
+        """Native prediction of whichever network is active."""
+        with self.accelerator.autocast():
+            return self.policy.predict(x, t, cond, batch.sizes)
+
+    def _row(
+        self,
+        term: Term,
+        batch: Batch,
+        errors: tuple[Tensor, Tensor | None],
+        noisy: Corrupted,
+        t_weight: Tensor | None,
+        extra: dict[str, Tensor],
+        tensors: Predictions | None,
+        count: int,
+    ) -> Denoised:
+        error, ref_error = errors
+        needs_reference = term.objective.needs_reference
+        return Denoised(
+            error=error, ref_error=ref_error if needs_reference else None,
+            group=batch.group, role=batch.role, t=noisy.t,
+            t_weight=None if t_weight is None else t_weight.to(error.dtype),
+            score=batch.score, soft=None if batch.soft is None else batch.soft.to(error.dtype),
+            weight=batch.weight, extra=extra, tensors=tensors, unit_count=count,
+        )  # fmt: skip
+
+    def _reference(self, noisy: Corrupted, cond: Cond, batch: Batch) -> Tensor | None:
+        if not self.needs_reference:
+            return None
+        self.phase("reference")
+        with self.policy.reference():
+            return self.predict(noisy.x_t, noisy.t, cond, batch)
+
+    def _errors(
+        self, space: Space, pred: Tensor, ref_pred: Tensor | None, noisy: Corrupted, batch: Batch
+    ) -> tuple[Tensor, Tensor | None]:
+        """(N,) errors of policy and reference in a space."""
+        bound = self.bound[space]
+        error = bound.error(pred, noisy, batch.cond, batch.sizes)
+        if ref_pred is None:
+            return error, None
+        with torch.no_grad():
+            return error, bound.error(ref_pred, noisy, batch.cond, batch.sizes)
+
+    def _extras(self, noisy: Corrupted, batch: Batch) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        if "prompt_features" in self.needs:
+            found["prompt_features"] = prompt_features(batch.cond)
+        if "kl_error" in self.needs:  # under the next row's caption (Diffusion-KTO's estimate)
+            other = {name: value.roll(-1, 0) for name, value in batch.cond.items()}
+            space = self.terms[0].space
+            with torch.no_grad():
+                pred = self.predict(noisy.x_t, noisy.t, other, batch)
+                found["kl_error"] = self.bound[space].error(pred, noisy, other, batch.sizes)
+                with self.policy.reference():
+                    pred = self.predict(noisy.x_t, noisy.t, other, batch)
+                    found["kl_ref_error"] = self.bound[space].error(pred, noisy, other, batch.sizes)
+        return found
+
+    # ------------------------------------------------------------------ inputs
+
+    def _oracle(self, batch: Batch) -> Predict | None:
+        """What the corruptor may ask: a prediction, without gradient, of the network that it names."""
+        asks = self.config.corruptor.asks
+        if asks is None:
+            return None
+        network: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+            "policy": nullcontext, "reference": self.policy.reference, "ema": self.averaged,
+        }  # fmt: skip
+        cond = batch.cond if self.empty is None else self._unprompted(len(batch.group))
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            with torch.no_grad(), network[asks]():
+                return self.predict(x, t, cond, batch)
+
+        return predict
+
+    def _unprompted(self, rows: int) -> Cond:
+        collated = self.policy.collate_prompts([self.empty or {}] * rows)
+        return {name: send(value, self.accelerator.device) for name, value in collated.items()}
+
+    def _unit_seeds(self, batch: Batch) -> list[int]:
+        """Seed of each row's comparison unit."""
+        places = zip(batch.epoch.tolist(), batch.sample.tolist(), strict=True)
+        return [draw_seed(self.config.seed, epoch, sample) for epoch, sample in places]
+
+    def _latents(self, batch: Batch, units: list[int]) -> Tensor:
+        """Unscaled (N, C, h, w) latents: the posterior's mean, or a sample seeded by unit and side."""
+        if batch.logvar is None or self.config.data.latents == "mode":
+            return batch.mean
+        return batch.mean + (0.5 * batch.logvar.clamp(-30, 20)).exp() * seeded_noise(
+            _row_seeds(units), batch.mean
+        )
+
+    def unit_weights(self, term: Term, batch: Batch) -> Tensor:
+        """(U,) weights of a batch's units, on the device; the batch is on the host."""
+        stand_in = Denoised(
+            error=batch.weight, ref_error=None, group=batch.group, role=batch.role, t=batch.weight,
+            unit_count=int(batch.group.max()) + 1,
+        )  # fmt: skip
+        weight = self.row_weights(term, batch.weight, batch.role)
+        return send(term.objective.units(stand_in, weight).to(self.dtype), self.accelerator.device)
+
+    def row_weights(self, term: Term, weight: Tensor, role: Tensor) -> Tensor:
+        """(N,) weights of rows: where a term trains on winners in a batch of pairs, losers have none."""
+        others = term.objective.data == "winners" and self.terms[0].objective.data != "winners"
+        return weight * (role > 0) if others else weight
+
+
+def prompt_features(cond: Cond) -> Tensor:
+    """(N, D) pooled text of the rows in fp32, or the mean over their tokens where the model pools nothing."""
+    pooled = cond.get("pooled")
+    features = cond["text"].float().mean(1) if pooled is None else pooled.float()
+    return features
+
+
+def _row_seeds(units: Sequence[int]) -> list[int]:
+    """Seed of each row's latent sample: of its unit and its side."""
+    seen: dict[int, int] = {}
+    seeds = []
+    for unit in units:
+        seen[unit] = seen.get(unit, -1) + 1
+        seeds.append(draw_seed("latent", unit, seen[unit]))
+    return seeds

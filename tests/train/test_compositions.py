@@ -1,0 +1,143 @@
+"""Every objective, and the other parts of a method, through the trainer on tiny models."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from diffalign.config import ConfigError
+from diffalign.data.records import BytesImage, Record
+from diffalign.objectives import names, objectives
+from diffalign.train.align import align, load_recipe
+from diffalign.train.run import RunFolder
+from diffalign.world.grammar import single_prompts
+from diffalign.world.shapes import draw
+from tests.train.runs import recipe
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "dspo": {"beta": 500.0},
+    "rankdpo": {"phi": "wins"},
+    "capo": {"beta": 500.0},
+}
+QUICK = ("kto", "rankdpo", "sdpo")
+"""One of each data kind, and one with tensors; the others are slow tests."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compositions")
+
+
+def records_of(kind: str, n: int = 8) -> list[Record]:
+    """Pairs, rankings of three, or likes and dislikes in turn, of rendered pictures."""
+    rng = np.random.default_rng(0)
+    prompts = single_prompts("train")[:n]
+    each = {"pairs": 2, "ranking": 3}.get(kind, 1)
+    made = [(draw(prompts, rng) * 255).byte().permute(0, 2, 3, 1).numpy() for _ in range(each)]
+    found = []
+    for i, prompt in enumerate(prompts):
+        values = {"pairs": (1.0, 0.0), "ranking": (1.0, 0.5, 0.0)}.get(kind, (float(i % 2 == 0),))
+        word: Any = {"pairs": "pair", "ranking": "ranking"}.get(kind, "labels")
+        images = tuple(BytesImage.from_array(m[i]) for m in made)
+        found.append(Record(prompt=str(prompt), images=images, kind=word, values=values))
+    return found
+
+
+def run(family: str, folder: Path, output: Path, kind: str, *overrides: str) -> list[dict[str, Any]]:
+    """Two steps; the lines of metrics."""
+    made = align(
+        recipe(family, folder, output), "steps=2", "checkpoint_every=0", *overrides, records=records_of(kind)
+    )
+    return RunFolder(root=made.dir).rows()
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in names()]
+)
+@pytest.mark.parametrize("family", ["sd", pytest.param("sd3", marks=pytest.mark.slow)])
+def test_every_objective_trains(name: str, family: str, folder: Path, tmp_path: Path) -> None:
+    block = yaml.safe_dump({"name": name} | OPTIONS.get(name, {}), default_flow_style=True, width=1000)
+    lines = run(family, folder, tmp_path / "run", objectives.get(name).data, f"objective={block.strip()}")
+    assert len(lines) == 2
+    assert all(math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"]) for line in lines)
+    assert lines[0]["grad_norm"] > 0
+    assert load_recipe(RunFolder(root=tmp_path / "run").config).objective == load_recipe(
+        recipe(family, folder, tmp_path / "x"), [f"objective={block.strip()}"]
+    ).objective  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        ("sd", ["corruptor={name: ddim_inversion, steps: 3}"]),
+        pytest.param("sd3", ["corruptor={name: renoise_inversion, steps: 2}"], marks=pytest.mark.slow),
+        (
+            "sd",
+            ["corruptor={name: ddim_inversion, steps: 2, network: reference}", "space={name: unet_features}"],
+        ),
+        pytest.param("sd3", ["space={name: dit_features}"], marks=pytest.mark.slow),
+        pytest.param("sd", ["space={name: pixel}", "objective={name: simpo}"], marks=pytest.mark.slow),
+        pytest.param("sd", ["space={name: decoder_features}"], marks=pytest.mark.slow),
+        ("sd", ["timesteps={name: discounted}", "error_weight={name: sigmoid, b: -1}"]),
+    ],
+)
+def test_other_parts_train(family: str, overrides: list[str], folder: Path, tmp_path: Path) -> None:
+    lines = run(family, folder, tmp_path / "run", "pairs", *overrides)
+    assert all(math.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["sd", "sd3"])
+def test_self_npo_learns_from_its_own_average(family: str, folder: Path, tmp_path: Path) -> None:
+    corruptor = "corruptor={name: truncated_sampling, grid: 5, steps: 2}"
+    options = ["objective={name: self_npo}", corruptor, "error_weight=x0_equivalent"]
+    lines = run(family, folder, tmp_path / "run", "labels", *options)
+    assert all(math.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in lines)
+
+
+@pytest.mark.slow
+def test_kto_estimates_the_distance_under_other_captions(folder: Path, tmp_path: Path) -> None:
+    lines = run("sd", folder, tmp_path / "run", "labels", "objective={name: kto, kl: mismatched}")
+    assert lines[0]["kl"] == 0  # policy and reference are still one
+    assert lines[1]["kl"] != 0
+
+
+def test_terms_add_up_to_the_gradient_of_their_sum(folder: Path, tmp_path: Path) -> None:
+    """DPO with an SFT term and DPO within with_terms are the same; figures of both terms are shown."""
+    term = run("sd", folder, tmp_path / "a", "pairs", "terms=[{objective: {name: sft}, weight: 0.5}]")
+    inside = "objective={name: with_terms, sft: 0.5, pair: {name: dpo, beta: 500}}"
+    both = run("sd", folder, tmp_path / "b", "pairs", inside)
+    assert term[0]["1/loss"] == pytest.approx(term[0]["error_win"], rel=1e-6)
+    assert term[0]["grad_norm"] == pytest.approx(both[0]["grad_norm"], rel=1e-5)
+    assert term[1]["error_win"] == pytest.approx(both[1]["error_win"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("objective={name: seppo, anchor: more_draws}", "needs anchor_error, anchor_ref_error"),
+        ("terms=[{objective: {name: kto}}]", "kto trains on labels, but the objective on pairs"),
+        ("corruptor={name: truncated_sampling}", "set ema"),
+        ("space={name: pixel}", "error_weight is eps_equivalent, which converts native errors"),
+        ("space={name: pixels}", "did you mean"),
+        ("objective={name: sdpo, pair: {name: dpo, gamma: 1}}", "unknown key 'objective.pair.gamma'"),
+        ("terms=[{objective: {name: sft}, weight: 0}]", "must be above 0"),
+    ],
+)
+def test_parts_that_do_not_fit_are_named(override: str, message: str, tmp_path: Path) -> None:
+    content = recipe("sd", tmp_path, tmp_path / "run") | {"ema": 0.0, "error_weight": "eps_equivalent"}
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(content, [override])
+
+
+def test_a_sum_convention_within_a_wrapper_is_converted(folder: Path, tmp_path: Path) -> None:
+    inside = "objective={name: sdpo, pair: {name: dpo, beta: 1.0, beta_convention: paper_sum}}"
+    run("sd", folder, tmp_path / "run", "pairs", inside)
+    pair = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["objective"]["pair"]
+    assert pair["beta_convention"] == "canonical"
+    assert pair["beta"] == 2 * 512
