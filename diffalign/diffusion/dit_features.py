@@ -29,9 +29,12 @@ class DiTFeatureError(TruthOnce):
         """See BoundSpace."""
         truth, seen = self.truth(noisy, cond, sizes), self.maps(pred, noisy, cond, sizes)
         each = [native_error(f, g) for f, g in zip(seen, truth, strict=True)]
-        error = torch.stack(each).mean(0)
-        step = noisy.t.clamp(max=self.options.step).to(error.dtype)
-        return error / step.square() if self.options.normalise else error
+        if not self.options.normalise:
+            return torch.stack(each).mean(0)
+        step = noisy.t.clamp(max=self.options.step)
+        y = noisy.x_t - wide(step, noisy.x_t) * noisy.target
+        gains = [mean_square(y) / mean_square(g) / step.square() for g in truth]
+        return torch.stack([e * gain for e, gain in zip(each, gains, strict=True)]).mean(0)
 
     def maps(self, pred: Tensor, noisy: Corrupted, cond: Cond, sizes: Tensor | None) -> Maps:
         """Features after an Euler step towards the picture with a predicted velocity."""
@@ -39,6 +42,11 @@ class DiTFeatureError(TruthOnce):
         d = wide(step, pred)
         y = noisy.x_t - d * noisy.target - d * (pred - noisy.target)
         return self.encode(y, noisy.t - step, cond, sizes)
+
+
+def mean_square(rows: Tensor) -> Tensor:
+    """(N,) mean squares of (N, ...) rows."""
+    return native_error(rows, torch.zeros_like(rows))
 
 
 @spaces.register("dit_features")
@@ -59,7 +67,9 @@ class DiTFeatures(Space):
     step: float = 0.02
     """Length d of the Euler step, as a share of the whole time; shorter where less time is left."""
     normalise: bool = True
-    """Divide by d^2, so that errors are about as large as those of the velocity and beta is comparable."""
+    """Divide by d^2 and by the mean square of each map over that of the latents, so that errors are about as
+    large as those of the velocity, whatever the scale of hidden states, and beta is comparable.
+    """
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -7,6 +7,7 @@ stay in float32, for their output is a constant.
 
 from __future__ import annotations
 
+from dataclasses import MISSING, fields
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -25,7 +26,16 @@ from tests.tiny import tiny_folder
 
 ASKED = {"soft", "margin", "score", "tensors"}
 """What the grid can fill of an objective's needs."""
-PAIR = [n for n in names() if objectives.get(n).data == "pairs" and set(objectives.get(n).needs) <= ASKED]
+
+
+def fits(name: str) -> bool:
+    """Whether the grid can build a pair objective and fill what it needs."""
+    cls = objectives.get(name)
+    made = all(f.default is not MISSING or f.default_factory is not MISSING for f in fields(cls))  # type: ignore[arg-type]
+    return cls.data == "pairs" and set(cls.needs) <= ASKED and made
+
+
+PAIR = [name for name in names() if fits(name)]
 CORRUPTORS = ["shared_noise", "independent_noise", "ddim_inversion", "renoise_inversion"]
 FEATURES = {"sd": "unet_features", "sd-v": "unet_features", "sd3": "dit_features"}
 QUICK = {

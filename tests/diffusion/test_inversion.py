@@ -189,6 +189,8 @@ def test_steps_beyond_the_highest_time_are_left_out() -> None:
     assert grid.end[-1].tolist() == [10, 250]
     assert grid.active.tolist() == [[True, True], [False, True], [False, True]]
     assert grid.start[:, 1].tolist() == [-1, 99, 199]
+    low = exact_grid(t, 10, vp(), own=False, ask_at="start", highest=0.2)
+    assert low.end[-1].tolist() == [10, 250], "whatever is left out, every row lands"
     assert Discrete(steps=(100, 499)).highest == pytest.approx(0.4995)
     assert LogitNormal().highest == 1.0
 

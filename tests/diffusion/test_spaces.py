@@ -251,6 +251,21 @@ def test_normalised_ncp_of_the_identity_is_the_eps_error(prediction: str) -> Non
     torch.testing.assert_close(error, eps, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0", "flow"])
+def test_pixel_space_decodes_the_implied_noise(prediction: str) -> None:
+    """With pixels = latents p is s^2 times the eps error, and the truth is x_t itself."""
+    process, noisy = vp_batch("eps" if prediction == "flow" else prediction)
+    if prediction == "flow":
+        process = Process(prediction="flow")
+        noisy = GaussianNoise()(noisy.x_t, [1, 1, 2, 2], process, Uniform(low=0.3))
+    pred = noisy.target + 0.1 * torch.randn_like(noisy.target)
+    space = PixelError(process, lambda z: z, chunk=4)
+    eps = process.weight(noisy.t, "eps_equivalent") * native_error(pred, noisy.target)
+    s = process.coefficients(noisy.t)[1]
+    torch.testing.assert_close(space.error(pred, noisy, {}), s.square() * eps, rtol=1e-6, atol=0)
+    torch.testing.assert_close(space.truth(noisy, {}, None)[0], noisy.x_t, rtol=0, atol=0)
+
+
 def test_truth_is_made_once_per_batch_and_freed_with_it() -> None:
     process, noisy = vp_batch()
     encode, cond = Counting(), {"text": torch.zeros(4)}
@@ -319,3 +334,12 @@ def test_flow_step_of_dit_features() -> None:
     pred = noisy.target + 0.1
     error = DiTFeatureError(process, encode, DiTFeatures(step=0.02)).error(pred, noisy, {})
     torch.testing.assert_close(error, torch.full((2,), 0.01, dtype=torch.float64), rtol=1e-6, atol=0)
+
+    def louder(y: Tensor, t: Tensor, cond: Any, sizes: Any) -> tuple[Tensor, ...]:
+        return (50 * y, y)
+
+    scaled = DiTFeatureError(process, louder, DiTFeatures(step=0.02)).error(pred, noisy, {})
+    torch.testing.assert_close(scaled, error)
+    raw = DiTFeatureError(process, louder, DiTFeatures(step=0.02, normalise=False)).error(pred, noisy, {})
+    step = noisy.t.double().clamp(max=0.02)
+    torch.testing.assert_close(raw, 0.01 * step.square() * (2500 + 1) / 2, rtol=1e-6, atol=0)
