@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +51,8 @@ def error_context(policy: Policy, settings: Mapping[str, Any]) -> str:
     """
     if policy.opponent.kind == "none" or policy.opponent.moves:
         raise ErrorCacheError(
-            f"reference errors cannot be kept of reference {policy.opponent.kind!r}, which is none that stands "
-            "still: take policy.reference off, start or lora, or keep no errors"
+            f"errors of reference {policy.opponent.kind!r} cannot be kept, for it does not stand still: take "
+            "policy.reference off, start or lora, or keep no errors"
         )
     process, vae = policy.process, policy.pipeline.vae
     alphas = None if process.alphas_cumprod is None else process.alphas_cumprod.double().tolist()
@@ -149,6 +149,16 @@ class ErrorCache:
             found.append(hashlib.blake2b(text.encode(), digest_size=DIGEST).digest())
         return found
 
+    def errors(
+        self, keys: Sequence[bytes], device: torch.device | str, compute: Callable[[], Tensor]
+    ) -> Tensor:
+        """(N,) errors of a batch: the kept ones, else those of ``compute``, which are kept from now on."""
+        found = self.lookup(keys, device)
+        if found is None:
+            found = compute()
+            self.add(keys, found)
+        return found
+
     def lookup(self, keys: Sequence[bytes], device: torch.device | str = "cpu") -> Tensor | None:
         """(N,) errors of a batch on the device, or None where any row is missing.
 
@@ -174,8 +184,8 @@ class ErrorCache:
         """
         if errors.dtype != self.dtype or errors.shape != (len(keys),):
             raise ErrorCacheError(
-                f"errors of {errors.dtype} and shape {tuple(errors.shape)} are given to a cache of {self.dtype} "
-                f"for {len(keys)} rows: make the cache with the dtype of this run's errors"
+                f"errors of {errors.dtype} and shape {tuple(errors.shape)} for {len(keys)} rows do not fit a "
+                f"cache of {self.dtype}: make the cache with the dtype of this run's errors"
             )
         values, event = errors.detach(), None
         if values.is_cuda:

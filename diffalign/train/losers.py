@@ -1,8 +1,8 @@
 """Losers that a model makes: pairs out of winners alone, in rounds (SPIN-Diffusion, SePPO).
 
-In each round a former checkpoint draws a picture for the prompt of every winner; the pictures of people are to
-win against it, with that very checkpoint as the reference. SPIN (arXiv:2402.10210) takes the checkpoint of the
-round before, SePPO (arXiv:2410.05255) a random one of the latest few.
+In each round a former checkpoint draws a picture for the prompt of each winner, which is to be preferred
+to it, with that very checkpoint as the reference. SPIN (arXiv:2402.10210) takes the checkpoint of the round
+before, SePPO (arXiv:2410.05255) a random one of the latest few.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -164,6 +164,25 @@ def write_losers(records: Sequence[Record], folder: Path) -> Path:
     return folder
 
 
+@dataclass(frozen=True, slots=True)
+class _StoredImage:
+    """A picture in a store, encoded when it is asked for."""
+
+    store: Store
+    key: str
+    prompt: str
+
+    @property
+    def where(self) -> str:
+        """Prompt and key."""
+        return f"loser {self.key[:12]} for {self.prompt[:60]!r}"
+
+    def read(self) -> bytes:
+        """Bytes of a PNG file."""
+        pixels = self.store.get(self.key)["picture"].permute(1, 2, 0).numpy()
+        return BytesImage.from_array(pixels, self.where).data
+
+
 def _best(record: Record) -> list[int]:
     """Places of the images that win: the liked ones, or the best of a comparison that is no tie."""
     best = 1.0 if record.kind == "labels" else max(record.values)
@@ -199,7 +218,7 @@ def _pictures(
     finally:
         store.flush()  # also on an error: what is made need not be made again
     logger.info("losers: %d made, %d found", len(missing), len(jobs) - len(missing))
-    return [_png(store, key, prompt) for key, (prompt, _) in zip(keys, jobs, strict=True)]
+    return [_StoredImage(store, key, prompt) for key, (prompt, _) in zip(keys, jobs, strict=True)]
 
 
 def _generate(policy: Policy, some: Sequence[tuple[str, str, int]], sampling: Sampling) -> Tensor:
@@ -214,15 +233,10 @@ def _generate(policy: Policy, some: Sequence[tuple[str, str, int]], sampling: Sa
     return (made.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
 
-def _png(store: Store, key: str, prompt: str) -> ImageSource:
-    pixels = store.get(key)["picture"].permute(1, 2, 0).numpy()
-    return BytesImage.from_array(pixels, f"loser for {prompt[:60]!r}")
-
-
 def _maker(policy: Policy, sampling: Sampling) -> str:
     """Digest of all that decides a picture apart from prompt and seed; see ``Policy.present_id``."""
     scheduler = policy.pipeline.scheduler
     weights = [policy.present_id(), policy.encoder_id("vae"), policy.encoder_id("text")]
-    settings = [sampling.steps, sampling.guidance, sampling.side, type(scheduler).__name__]
+    settings: list[Any] = [sampling.steps, sampling.guidance, sampling.side, type(scheduler).__name__]
     settings += [dict(scheduler.config), policy.device.type, str(policy.dtype)]
     return hashlib.sha256(json.dumps([weights, settings], sort_keys=True, default=str).encode()).hexdigest()

@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tiny")
 
 
-def lora(folder: Path, family: str = "sd", **options: object) -> Policy:
+def lora(folder: Path, family: str = "sd3", **options: object) -> Policy:
     return load_policy(tiny_folder(family, folder), AdapterConfig(rank=2, **options))
 
 
@@ -35,7 +35,10 @@ def own(policy: Policy, n: int = 4) -> Tensor:
         return policy.predict(*inputs(policy, n))
 
 
-@pytest.mark.parametrize(("family", "whole"), [("sd", False), ("sd3", False), ("sd", True), ("sd3", True)])
+@pytest.mark.parametrize(
+    ("family", "whole"),
+    [("sd3", False), ("sd3", True), *(pytest.param("sd", w, marks=pytest.mark.slow) for w in (False, True))],
+)
 def test_average_starts_at_the_policy_and_follows_slowly(family: str, whole: bool, folder: Path) -> None:
     policy = load_policy(tiny_folder(family, folder), None if whole else {"rank": 2})
     assert policy.set_reference(EmaReference(decay=0.75)) == "ema"
@@ -55,7 +58,7 @@ def test_average_starts_at_the_policy_and_follows_slowly(family: str, whole: boo
 
 
 def test_the_base_stays_when_the_reference_follows(folder: Path) -> None:
-    policy = load_policy(tiny_folder("sd", folder))
+    policy = load_policy(tiny_folder("sd3", folder))
     policy.set_reference("ema")
     policy.keep_base()
     with policy.base():
@@ -151,12 +154,12 @@ def test_a_lora_of_another_run_and_rank_is_the_reference(folder: Path, tmp_path:
     former = lora(folder, alpha=8.0)
     shake(former)
     source = str(export_policy(former, tmp_path / "former"))
-    policy = load_policy(tiny_folder("sd", folder), {"rank": 3})
+    policy = load_policy(tiny_folder("sd3", folder), {"rank": 3})
     names = set(policy.trainable())
     assert policy.set_reference(LoraReference(source=source)) == "lora"
     torch.testing.assert_close(answer(policy), own(former))
     assert set(policy.trainable()) == names
-    torch.testing.assert_close(own(policy), own(load_policy(tiny_folder("sd", folder))))
+    torch.testing.assert_close(own(policy), own(load_policy(tiny_folder("sd3", folder))))
     with pytest.raises(FileNotFoundError, match="no LoRA"):
         policy.set_reference(LoraReference(source=str(tmp_path / "nowhere")))
 
@@ -198,7 +201,7 @@ def test_present_identity_is_that_of_who_makes_pictures(folder: Path) -> None:
 
 
 def test_what_does_not_fit_is_named(folder: Path) -> None:
-    whole = load_policy(tiny_folder("sd", folder))
+    whole = load_policy(tiny_folder("sd3", folder))
     for kind in ("pool", "off", LoraReference(source="x")):
         with pytest.raises(ValueError, match="needs a LoRA"):
             whole.set_reference(kind)
