@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,14 +14,17 @@ from torch import Tensor, nn
 
 from diffalign.diffusion.process import Process
 from diffalign.policy.family import Cond, Family
+from diffalign.policy.guidance import Branches, Guidance, add_branches, two_models
+from diffalign.policy.identity import tokenizers_digest, weights_digest
+from diffalign.policy.long_prompts import VERSION, LongPrompts, embedding_options, encode_long
 from diffalign.policy.lora import (
     ADAPTER,
     START,
     AdapterConfig,
     active_adapters,
+    active_names,
     adapter_parameters,
     add_adapter,
-    copy_adapter,
     freeze_all_but,
     load_adapter,
     load_into,
@@ -31,8 +33,8 @@ from diffalign.policy.lora import (
     without_dropout,
 )
 from diffalign.policy.precision import arithmetic, computing
-
-ReferenceKind = Literal["auto", "off", "start", "none"]
+from diffalign.policy.reference import Reference, ReferenceOptions, make_reference
+from diffalign.policy.reference import ReferenceKind as ReferenceKind
 
 
 class Policy:
@@ -43,6 +45,8 @@ class Policy:
         process: the noise process its denoiser was trained with.
         wrapped: the denoiser as the training step calls it (DistributedDataParallel puts itself around it).
         dtype: arithmetic of the denoiser, the same for policy, reference and base.
+        opponent: the reference; the trainer tells it of each batch (``choose``) and each optimizer step
+            (``update``), and checkpoints hold its ``state()``.
     """
 
     def __init__(
@@ -54,7 +58,10 @@ class Policy:
         self.denoiser: nn.Module = getattr(pipeline, family.component)
         self.dtype: torch.dtype = next(self.denoiser.parameters()).dtype
         self.frozen_adapters: list[str] = []
-        self._reference: Literal["off", "start", "copy"] | None = None
+        self.guidance: Branches | None = None
+        self.long_prompts: LongPrompts | None = None
+        self.opponent = Reference("none")
+        self._referring = False
         self._copy: nn.Module | None = None
         self._ids: dict[str, str] = {}
         for part in pipeline.components.values():
@@ -75,58 +82,67 @@ class Policy:
         Inside ``reference()`` it is the reference's.
         """
         with arithmetic(x_t.device, self.dtype):
-            out = self.family.call(self.wrapped, x_t, self.process.model_time(t), cond, sizes)
+            call, time = partial(self.family.call, self.wrapped), self.process.model_time(t)
+            answer = partial(self.opponent.answer, call) if self._referring else call
+            out = answer(x_t, time, cond, sizes)
         return out.to(x_t.dtype)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Make ``predict`` answer as the reference, without gradient; every requires_grad stays as it is.
+        """Make ``predict`` and ``generate`` answer as the reference, without gradient.
+
+        Every requires_grad stays as it is. A pool answers as the member that ``opponent.choose`` drew.
 
         Raises:
             RuntimeError: ``set_reference`` was not called.
         """
-        if self._reference is None:
+        if self.opponent.kind == "none":
             raise RuntimeError(
                 "this policy has no reference: call policy.set_reference() before training starts"
             )
-        before, self.wrapped = self.wrapped, self._copy if self._copy is not None else self.denoiser
-        names = [*self.frozen_adapters, *([START] if self._reference == "start" else [])]
+        network = self.opponent.network if self.opponent.network is not None else self._copy
+        self._referring = True
         try:
-            with torch.no_grad(), active_adapters(self.denoiser, names):
+            with torch.no_grad(), self._answering(network, self.opponent.adapters):
+                self.opponent.enter()
                 yield
         finally:
-            self.wrapped = before
+            self._referring = False
 
-    def set_reference(self, kind: ReferenceKind = "auto") -> str:
+    @contextmanager
+    def _answering(self, network: nn.Module | None, adapters: Sequence[str]) -> Iterator[None]:
+        """Inside, another network (or the denoiser with these adapters) predicts and makes pictures."""
+        before, guidance = self.wrapped, self.guidance
+        self.wrapped, self.guidance = self.denoiser if network is None else network, None
+        if network is not None:
+            setattr(self.pipeline, self.family.component, network)
+        try:
+            with active_adapters(self.denoiser, list(adapters)):
+                yield
+        finally:
+            self.wrapped, self.guidance = before, guidance
+            if network is not None:
+                setattr(self.pipeline, self.family.component, self.denoiser)
+
+    def set_reference(self, kind: ReferenceOptions = "auto") -> str:
         """Fix what ``reference()`` is, as of now, and return its kind.
 
         ``off``: the base without the trained LoRA. ``start``: the policy as it is now (a second, frozen LoRA,
-        or a
-        frozen copy of the whole denoiser when that is trained). ``auto``: ``off`` for a fresh LoRA, else
-        ``start``.
+        or a frozen copy of the whole denoiser when that is trained). ``auto``: ``off`` for a fresh LoRA, else
+        ``start``. ``ema``: starts as the policy and follows it slowly. ``pool``: former checkpoints of a
+        LoRA. ``lora``: a LoRA of an earlier run.
 
         Raises:
-            ValueError: ``off`` for a policy without LoRA.
+            ValueError: ``off``, ``pool`` or ``lora`` for a policy without LoRA.
         """
-        fresh = self.adapter is not None and self.adapter.init_from is None
         if kind == "auto":
+            fresh = self.adapter is not None and self.adapter.init_from is None
             kind = "off" if fresh else "start"
-        if kind == "none":
-            self._reference = None
-        elif self.adapter is None:
-            if kind == "off":
-                raise ValueError(
-                    "reference 'off' needs a LoRA that can be switched off; use 'start' for full training"
-                )
+        self._ids.pop("reference", None)
+        if kind == "start" and self.adapter is None:
             self._keep_copy()
-            self._reference = "copy"
-        else:
-            if kind == "start":
-                copy_adapter(self.denoiser, self.adapter, self.family.lora_targets, START)
-                freeze_all_but(self.denoiser, ADAPTER)
-                self._activate()
-            self._reference = kind
-        return kind
+        self.opponent = make_reference(self, kind)
+        return self.opponent.kind
 
     def keep_base(self) -> None:
         """Keep what ``base()`` needs, as of now: a frozen copy of a denoiser that is trained whole.
@@ -162,6 +178,10 @@ class Policy:
         self.denoiser, self._copy = networks[0], networks[1] if len(networks) > 1 else None
         setattr(self.pipeline, self.family.component, self.denoiser)
 
+    def _copies(self) -> list[nn.Module]:
+        """Networks beside the denoiser: the start, and a reference that follows."""
+        return [m for m in (self._copy, self.opponent.network) if m is not None]
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """Trained parameters by name."""
         return {n: p for n, p in self.denoiser.named_parameters() if p.requires_grad}
@@ -175,8 +195,8 @@ class Policy:
         for part in self.pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.to(device)
-        if self._copy is not None:
-            self._copy.to(device)
+        for copy in self._copies():
+            copy.to(device)
         if device is not None and self.process.alphas_cumprod is not None:
             # here once, so that no training step has to wait for it
             self.process = replace(self.process, alphas_cumprod=self.process.alphas_cumprod.to(device))
@@ -187,8 +207,8 @@ class Policy:
     def _cast(self, dtype: torch.dtype) -> None:
         """Store each weight of the denoiser as it is needed; what stays wide is never rounded on the way."""
         self.dtype, wide = dtype, torch.promote_types(torch.float32, dtype)
-        if self._copy is not None:
-            self._copy.to(wide)
+        for copy in self._copies():
+            copy.to(wide)
         starts = adapter_parameters(self.denoiser, START).values()
         kept = {id(p) for p in (*self.trainable().values(), *starts)}
         frozen = wide if self.adapter is None else dtype
@@ -240,8 +260,15 @@ class Policy:
         return int(self.pipeline.vae_scale_factor * config.sample_size)
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[Cond]:
-        """One dict of CPU tensors per prompt."""
+        """One dict of CPU tensors per prompt; in segments where ``set_long_prompts`` was called."""
+        if self.long_prompts is not None:
+            return encode_long(self.family, self.pipeline, prompts, self.text_length, self.long_prompts)
         return self.family.encode_prompts(self.pipeline, prompts, self.text_length)
+
+    def set_long_prompts(self, options: LongPrompts | None) -> None:
+        """Encode prompts sentence by sentence from now on, in training and for pictures; None: as usual."""
+        self.long_prompts = options
+        self._ids.pop("text", None)
 
     def collate_prompts(self, rows: Sequence[Cond]) -> Cond:
         """Dicts of ``encode_prompts`` to one dict of (B, ...) tensors."""
@@ -261,7 +288,8 @@ class Policy:
             modules = [m for m in (getattr(self.pipeline, n) for n in sorted(names)) if m is not None]
             digest = weights_digest(modules, self.frozen_adapters)
             empty = "-zeros" if self.family.zero_unconditional(self.pipeline) else ""
-            how = f"{tokenizers_digest(self.pipeline)}-{self.text_length}{empty}"
+            long = "" if self.long_prompts is None else f"-{VERSION}-{self.long_prompts}"
+            how = f"{tokenizers_digest(self.pipeline)}-{self.text_length}{empty}{long}"
             self._ids[part] = digest if part == "vae" else f"{digest}-{how}"
         return self._ids[part]
 
@@ -273,6 +301,43 @@ class Policy:
         if "base" not in self._ids:
             self._ids["base"] = weights_digest([self._copy or self.denoiser], self.frozen_adapters)
         return self._ids["base"]
+
+    def reference_id(self) -> str:
+        """sha256 of the reference's weights and of what is computed with them.
+
+        Raises:
+            RuntimeError: there is no reference, or it changes during training.
+        """
+        if self.opponent.kind == "none" or self.opponent.moves:
+            raise RuntimeError(
+                f"reference {self.opponent.kind} has no fixed weights: take off, start or lora"
+            )
+        if "reference" not in self._ids:
+            network = self._copy if self._copy is not None else self.denoiser
+            self._ids["reference"] = weights_digest([network], self.opponent.adapters)
+        return self._ids["reference"]
+
+    def present_id(self) -> str:
+        """sha256 of the weights that ``generate`` uses now, guidance by a second model included.
+
+        Inside ``base()`` and ``reference()`` those of the base and of the reference. Never kept: training
+        moves them.
+        """
+        network: nn.Module = getattr(self.pipeline, self.family.component)
+        if self.guidance is None:
+            return weights_digest([network], active_names(network))
+        return f"{weights_digest([network], self.guidance.names)}-{self.guidance}"
+
+    def set_guidance(self, guidance: Guidance | None) -> None:
+        """Make pictures with a second model in the unconditional branch from now on; None: as usual.
+
+        ``predict``, training, ``base()`` and ``reference()`` take no notice of it.
+
+        Raises:
+            FileNotFoundError: there is no LoRA where one is named.
+            ValueError: the trained LoRA is to be the negative one, and there is none.
+        """
+        self.guidance = None if guidance is None else add_branches(self, guidance)
 
     # ------------------------------------------------------------------ pictures
 
@@ -296,7 +361,7 @@ class Policy:
         size = side or self.side
         with self._sampling():
             out = self.pipeline(
-                list(prompts),
+                **self._texts(prompts),
                 height=size,
                 width=size,
                 num_inference_steps=steps,
@@ -309,6 +374,13 @@ class Policy:
         pictures: Tensor = self.pipeline.image_processor.postprocess(pixels, output_type="pt")
         return pictures
 
+    def _texts(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """The pipeline's arguments for prompts: the prompts, or what they are as long ones."""
+        if self.long_prompts is None:
+            return {"prompt": list(prompts)}
+        rows = self.encode_prompts([*prompts, *([""] * len(prompts))])
+        return embedding_options(self.collate_prompts(rows), self.pipeline, self.device)
+
     @contextmanager
     def _sampling(self) -> Iterator[None]:
         """The pipeline's denoiser (policy or base) without dropout and in its arithmetic, then as before."""
@@ -316,7 +388,8 @@ class Policy:
         training = denoiser.training
         denoiser.eval()
         try:
-            with computing(denoiser, self.device, self.dtype):
+            guided = two_models(self.pipeline, denoiser, self.guidance)
+            with guided, computing(denoiser, self.device, self.dtype):
                 yield
         finally:
             denoiser.train(training)
@@ -328,19 +401,12 @@ class Policy:
         Raises:
             RuntimeError: neither ``set_reference`` nor ``keep_base`` kept the start of a full training.
         """
-        if self.adapter is not None:
-            with active_adapters(self.denoiser, self.frozen_adapters):
-                yield
-            return
-        if self._copy is None:
+        if self.adapter is None and self._copy is None:
             raise RuntimeError(
                 "a policy that is trained whole has lost its base: call policy.keep_base() before training"
             )
-        setattr(self.pipeline, self.family.component, self._copy)
-        try:
+        with self._answering(self._copy, self.frozen_adapters):
             yield
-        finally:
-            setattr(self.pipeline, self.family.component, self.denoiser)
 
     # ------------------------------------------------------------------ set-up
 
@@ -354,9 +420,9 @@ class Policy:
         if adapter.init_from:
             load_adapter(self.denoiser, adapter.init_from, adapter)
         freeze_all_but(self.denoiser, ADAPTER)
-        self._activate()
+        self.activate()
 
-    def _activate(self) -> None:
+    def activate(self) -> None:
         """Make the trained LoRA and the frozen ones active, for good."""
         for layer in tuner_layers(self.denoiser):
             layer._active_adapter = [n for n in (*self.frozen_adapters, ADAPTER) if n in layer.scaling]
@@ -365,41 +431,3 @@ class Policy:
 def _channels(values: Sequence[float], like: Tensor) -> Tensor:
     """(1, C, 1, 1) tensor of one number per latent channel."""
     return torch.tensor(values, device=like.device, dtype=like.dtype).view(1, -1, 1, 1)
-
-
-def tokenizers_digest(pipeline: Any) -> str:
-    """Start of the sha256 over all tokenizers: the same weights read another vocabulary as other prompts."""
-    digest = hashlib.sha256()
-    for name in sorted(n for n in pipeline.components if n.startswith("tokenizer")):
-        tokenizer = getattr(pipeline, name)
-        if tokenizer is not None:
-            rules = json.loads(tokenizer.backend_tokenizer.to_str())
-            kept = {k: v for k, v in rules.items() if k not in ("padding", "truncation")}  # set by each call
-            digest.update(json.dumps([kept, tokenizer.model_max_length], sort_keys=True).encode())
-    return digest.hexdigest()[:16]
-
-
-def weights_digest(modules: Sequence[nn.Module], adapters: Sequence[str] = ()) -> str:
-    """sha256 over parameter names, shapes and values (as fp32) of modules; buffers are left out.
-
-    Of their LoRA only ``adapters`` count, with the factors that they are multiplied by.
-    """
-    digest = hashlib.sha256()
-    for module in modules:
-        plain = {
-            k.replace(".base_layer.", "."): v for k, v in module.state_dict().items() if ".lora_" not in k
-        }
-        for name, value in sorted({**plain, **_adapter_tensors(module, adapters)}.items()):
-            digest.update(f"{name}{tuple(value.shape)}".encode())
-            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _adapter_tensors(module: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
-    """Weights of adapters by their full names, and their factors by layer."""
-    found: dict[str, Tensor] = {}
-    for name in names:
-        found |= adapter_parameters(module, name)
-        factors = [float(layer.scaling[name]) for layer in tuner_layers(module) if name in layer.scaling]
-        found |= {f"{name}.lora_scaling": torch.tensor(factors)} if factors else {}
-    return found

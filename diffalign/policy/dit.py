@@ -38,8 +38,23 @@ class StableDiffusion3(Family):
     @torch.no_grad()
     def encode_prompts(self, pipeline: Any, prompts: Sequence[str], text_length: int) -> list[Cond]:
         """{"text": (L_clip + text_length, D), "pooled": (P,)}; SD3 has no text mask, so padding is kept."""
+        return self._encode(pipeline, prompts, prompts, text_length)
+
+    def encode_segments(self, pipeline: Any, texts: Sequence[str], text_length: int) -> list[Cond]:
+        """See Family; T5 is given nothing to read, and its part is left out."""
+        rows = self._encode(pipeline, texts, [""] * len(texts), text_length)
+        window = pipeline.tokenizer_max_length
+        return [{"text": row["text"][:window], "pooled": row["pooled"]} for row in rows]
+
+    def whole_text(self, pipeline: Any, prompts: Sequence[str], text_length: int) -> Tensor | None:
+        """See Family: what T5 makes of them."""
+        rows = self._encode(pipeline, [""] * len(prompts), prompts, text_length)
+        return torch.stack([row["text"][pipeline.tokenizer_max_length :] for row in rows])
+
+    def _encode(self, pipeline: Any, clip: Sequence[str], t5: Sequence[str], text_length: int) -> list[Cond]:
+        """Embeddings of what the CLIP towers and T5 are each given to read."""
         text, _, pooled, _ = pipeline.encode_prompt(
-            list(prompts), None, None, do_classifier_free_guidance=False, max_sequence_length=text_length
+            list(clip), None, list(t5), do_classifier_free_guidance=False, max_sequence_length=text_length
         )
         return split_rows({"text": text, "pooled": pooled})
 

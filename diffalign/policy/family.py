@@ -36,6 +36,23 @@ class Family(ABC):
     def encode_prompts(self, pipeline: Any, prompts: Sequence[str], text_length: int) -> list[Cond]:
         """One dict of CPU tensors per prompt, without a batch dimension."""
 
+    def encode_segments(self, pipeline: Any, texts: Sequence[str], text_length: int) -> list[Cond]:
+        """CLIP's part alone of ``encode_prompts``, for texts that fit its window; see long_prompts.py.
+
+        The embedding of an empty text is never replaced by zeros.
+
+        Raises:
+            ValueError: the family has no CLIP text encoder.
+        """
+        raise ValueError(
+            f"long prompts are for text encoders of the CLIP type, which {self.name} lacks: set "
+            "policy.long_prompts=null"
+        )
+
+    def whole_text(self, pipeline: Any, prompts: Sequence[str], text_length: int) -> Tensor | None:
+        """(B, T, D) fp32 embeddings of whole prompts, on the CPU, that follow those of CLIP, if any do."""
+        return None
+
     @abstractmethod
     def call(
         self, denoiser: nn.Module, x_t: Tensor, time: Tensor, cond: Cond, sizes: Tensor | None

@@ -58,6 +58,15 @@ def tuner_layers(module: nn.Module) -> list[Any]:
     return [m for m in module.modules() if isinstance(m, BaseTunerLayer)]
 
 
+def active_names(module: nn.Module) -> list[str]:
+    """Names of the adapters that are active in any layer, in their order."""
+    found: dict[str, None] = {}
+    for layer in tuner_layers(module):
+        names = layer._active_adapter
+        found |= dict.fromkeys([names] if isinstance(names, str) else names)
+    return list(found)
+
+
 def add_adapter(denoiser: Any, config: AdapterConfig, targets: tuple[str, ...], name: str = ADAPTER) -> None:
     """Add a fresh LoRA (B = 0, so the policy starts at the reference) with weights in fp32.
 
@@ -212,6 +221,32 @@ def load_into(pipeline: Any, source: str, name: str | None = None) -> None:
     pipeline.load_lora_weights(
         str(file.parent), weight_name=file.name, adapter_name=name, local_files_only=True
     )
+
+
+def add_frozen(pipeline: Any, denoiser: nn.Module, source: str, name: str) -> None:
+    """Load a LoRA that is here under a name, for pictures or a reference: no dropout, no gradient.
+
+    Its weights are kept in fp32 at least, on the denoiser's device. Which adapters are active, and what is
+    trained, stays as it was.
+
+    Raises:
+        FileNotFoundError: there is no LoRA at ``source``.
+        ValueError: it holds nothing for the denoiser.
+    """
+    trained = {id(p) for p in denoiser.parameters() if p.requires_grad}
+    active = active_names(denoiser)
+    device = next(denoiser.parameters()).device
+    load_into(pipeline, source, name)
+    without_dropout(denoiser, name)
+    found = adapter_parameters(denoiser, name)
+    if not found:
+        raise ValueError(f"the LoRA at {source} holds nothing for {type(denoiser).__name__}")
+    for parameter in found.values():
+        parameter.data = parameter.data.to(device, torch.promote_types(parameter.dtype, torch.float32))
+    for parameter in denoiser.parameters():
+        parameter.requires_grad_(id(parameter) in trained)
+    for layer in tuner_layers(denoiser):
+        layer._active_adapter = [n for n in active if n in layer.scaling]
 
 
 def read_lora(source: str) -> SavedLora:

@@ -32,6 +32,10 @@ class StableDiffusion(Family):
         text, _ = pipeline.encode_prompt(list(prompts), pipeline.text_encoder.device, 1, False)
         return split_rows({"text": text})
 
+    def encode_segments(self, pipeline: Any, texts: Sequence[str], text_length: int) -> list[Cond]:
+        """See Family."""
+        return self.encode_prompts(pipeline, texts, text_length)
+
     def call(
         self, denoiser: nn.Module, x_t: Tensor, time: Tensor, cond: Cond, sizes: Tensor | None
     ) -> Tensor:
@@ -55,14 +59,19 @@ class StableDiffusionXL(StableDiffusion):
 
         Training on dropped prompts then meets the unconditional input that guidance will use.
         """
-        text, _, pooled, _ = pipeline.encode_prompt(
-            list(prompts), device=pipeline.text_encoder_2.device, do_classifier_free_guidance=False
-        )
-        rows = split_rows({"text": text, "pooled": pooled})
+        rows = self.encode_segments(pipeline, prompts, text_length)
         if not self.zero_unconditional(pipeline):
             return rows
         zeros = [{k: torch.zeros_like(v) for k, v in row.items()} for row in rows]
         return [zero if p == "" else row for p, row, zero in zip(prompts, rows, zeros, strict=True)]
+
+    @torch.no_grad()
+    def encode_segments(self, pipeline: Any, texts: Sequence[str], text_length: int) -> list[Cond]:
+        """See Family."""
+        text, _, pooled, _ = pipeline.encode_prompt(
+            list(texts), device=pipeline.text_encoder_2.device, do_classifier_free_guidance=False
+        )
+        return split_rows({"text": text, "pooled": pooled})
 
     def zero_unconditional(self, pipeline: Any) -> bool:
         """See Family."""

@@ -13,8 +13,8 @@ from diffalign.diffusion.spaces import Native, Space
 from diffalign.diffusion.timesteps import Discrete, Timesteps, Uniform
 from diffalign.diffusion.weights import ErrorWeight
 from diffalign.objectives import Objective
-from diffalign.policy.base import ReferenceKind
 from diffalign.policy.lora import AdapterConfig
+from diffalign.policy.reference import ReferenceOptions
 from diffalign.train.terms import NAMES, Term, check_corruptor, check_space, check_terms
 
 Precision = Literal["fp32", "bf16", "fp16", "fp64"]
@@ -52,8 +52,10 @@ class PolicyConfig:
     """Local diffusers folder, or a hub id where allow_download is true."""
     adapter: AdapterConfig | None = field(default_factory=AdapterConfig)
     """LoRA to train; null trains all weights of the denoiser."""
-    reference: ReferenceKind = "auto"
-    """What the policy is compared with: auto, off (LoRA switched off), start (frozen copy), none."""
+    reference: ReferenceOptions = "auto"
+    """What the policy is compared with: auto, off (LoRA switched off), start (frozen copy) or none; ema
+    (follows slowly) and pool (former checkpoints), also as blocks with options; {name: lora, source: ...}.
+    """
     text_length: int = 32
     """T5 tokens of SD3-type models; 256 for the released SD3."""
     gradient_checkpointing: bool = False

@@ -58,12 +58,13 @@ class Forward:
         unprompted = getattr(config.corruptor, "conditioning", "own") == "empty"
         self.empty = policy.encode_prompts([""])[0] if unprompted else None
 
-    def __call__(self, batch: Batch) -> list[Denoised]:
-        """Rows of every term, in the order of ``terms``."""
+    def __call__(self, batch: Batch, step_seed: int = 0) -> list[Denoised]:
+        """Rows of every term, in the order of ``terms``; all parts of a step have the same ``step_seed``."""
         count = int(batch.group.max()) + 1  # the loader's batches are on the host, so nothing waits
         units = self._unit_seeds(batch)
         batch = batch.to(self.accelerator.device)
         x0 = self.policy.scale_latents(self._latents(batch, units)).to(self.dtype)
+        self.policy.opponent.choose(step_seed, units)
         noisy = self.config.corruptor(
             x0, units, self.policy.process, self.config.timesteps, self._oracle(batch)
         )

@@ -70,10 +70,17 @@ def _check_fsdp(config: TrainConfig, options: Any) -> None:
         ),
         "precision=fp16: set precision=bf16": config.precision == "fp16",
         f"optim.name={config.optim.name}: set optim.name=adamw": config.optim.name != "adamw",
+        "policy.reference ema or pool: take start or off": moving(config),
     }
     for what, found in refused.items():
         if found:
             raise ConfigError(f"accelerate was launched with FSDP, and diffalign cannot shard with {what}")
+
+
+def moving(config: TrainConfig) -> bool:
+    """Whether the reference changes while the policy is trained."""
+    kind = config.policy.reference
+    return (kind if isinstance(kind, str) else kind.name) in ("ema", "pool")
 
 
 # ------------------------------------------------------------------ tensors

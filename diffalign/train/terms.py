@@ -78,7 +78,7 @@ class Prefixed(MutableMapping[str, Tensor]):
         return sum(1 for _ in self)
 
 
-def check_terms(terms: tuple[Term, ...], reference: str) -> None:
+def check_terms(terms: tuple[Term, ...], reference: object) -> None:
     """Check that the first term's data serve the others, and that all can be given what they need.
 
     Raises:

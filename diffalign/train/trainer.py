@@ -16,6 +16,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from diffalign.data.loader import Batch
+from diffalign.diffusion.corrupt import draw_seed
 from diffalign.objectives import Denoised
 from diffalign.policy import Policy
 from diffalign.train.checkpoint import (
@@ -178,15 +179,17 @@ class Trainer:
         skipped = self.accelerator.scaler is not None and not bool(norm.isfinite())
         if self.accelerator.scaler is not None:
             out["skipped"] = torch.full((), float(skipped), device=norm.device)
-        if self.ema is not None and not skipped:
-            self.ema.update()
+        if not skipped:
+            self.policy.opponent.update()
+            if self.ema is not None:
+                self.ema.update()
         out["grad_norm"] = norm
         out["learning_rate"] = torch.full((), self.optimizer.param_groups[0]["lr"], device=norm.device)
         return out, samples
 
     def _backward(self, batch: Batch, totals: Tensor, figures: StepFigures) -> None:
         """Gradient of one part: of each term sum(weight * loss) / total, times the term's own weight."""
-        rows, parts = self.forward(batch), []
+        rows, parts = self.forward(batch, draw_seed("step", self.config.seed, self.step)), []
         for i, (term, denoised, total) in enumerate(zip(self.forward.terms, rows, totals, strict=True)):
             loss, metrics = term.objective.loss(denoised, self._reduce_mean, self._state_of(i))  # (U,)
             given = self.forward.row_weights(term, batch_weight(denoised), denoised.role)
@@ -252,6 +255,7 @@ class Trainer:
         state = {f"policy/{k}": p.detach() for k, p in self.parameters.items()}
         state |= {f"optim/{k}": v for k, v in tensors.items()}
         state |= {f"objective/{k}": v for k, v in self.state.items()}
+        state |= {f"reference/{k}": v for k, v in self.policy.opponent.state().items()}
         if self.ema is not None:
             state |= {f"ema/{k}": v for k, v in self.ema.state().items()}
         state = gathered(state, keep=self.accelerator.is_main_process)
@@ -303,6 +307,7 @@ class Trainer:
             put(self.parameters[key], value)
         unpack_optimizer(_plain(self.optimizer), self.parameters, checkpoint.part("optim"), meta["optim"])
         self._restore_average(checkpoint, where)
+        self.policy.opponent.load(checkpoint.part("reference"))
         if self.accelerator.scaler is not None and meta["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(meta["scaler"])
         self.state.update({k: v.to(self.accelerator.device) for k, v in checkpoint.part("objective").items()})

@@ -154,6 +154,27 @@ def test_margins_and_regions_of_records_reach_the_loss(folder: Path, tmp_path: P
         align(recipe("sd", folder, tmp_path / "x"), "space={name: pixel}", records=marked)
 
 
+@pytest.mark.parametrize("kind", ["ema", "{name: pool, every: 2, size: 2, draw: unit}"])
+def test_a_moving_reference_is_resumed_exactly(kind: str, folder: Path, tmp_path: Path) -> None:
+    def options(steps: int) -> list[str]:
+        return [
+            f"steps={steps}",
+            "checkpoint_every=0",
+            f"policy.reference={kind}",
+            "optim.learning_rate=0.01",
+        ]
+
+    whole = align(recipe("sd", folder, tmp_path / "a"), *options(6), records=records_of("pairs"))
+    align(recipe("sd", folder, tmp_path / "b"), *options(3), records=records_of("pairs"))
+    again = align(
+        recipe("sd", folder, tmp_path / "b"), *options(6), records=records_of("pairs"), resume=tmp_path / "b"
+    )
+    lines = [RunFolder(root=r.dir).rows() for r in (whole, again)]
+    assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]]
+    off = run("sd", folder, tmp_path / "c", "pairs", "optim.learning_rate=0.01", "steps=6")
+    assert off[5]["loss"] != pytest.approx(lines[0][5]["loss"], rel=1e-4)  # the reference did move
+
+
 def test_likes_are_drawn_as_often_as_asked(folder: Path, tmp_path: Path) -> None:
     lines = run("sd", folder, tmp_path / "run", "labels", "objective={name: kto}", "data.liked_share=1.0")
     assert [line["likes"] for line in lines] == [1.0, 1.0]
