@@ -16,7 +16,7 @@ from diffalign.data.records import Record
 from diffalign.data.transform import Transform, View, decode
 from diffalign.train.align import load_recipe, make_accelerator, make_policy, with_canonical_beta
 from diffalign.train.config import TrainConfig
-from diffalign.train.prepare import build_loader, read_records, select_for
+from diffalign.train.prepare import build_loader, fitted, read_records
 from diffalign.train.progress import Screen
 from diffalign.train.run import RunFolder
 from diffalign.train.trainer import Trainer
@@ -57,7 +57,7 @@ def _trainer(config: TrainConfig, run: RunFolder) -> tuple[Trainer, Pictures]:
     screen = Screen(False, config.steps, config.batch, 1)
     policy = make_policy(config, accelerator.device)
     config = with_canonical_beta(config, policy)
-    records = select_for(config.objective, read_records(config, policy, screen))
+    records = fitted(config, read_records(config, policy, screen), screen.say)
     loader = build_loader(config, policy, records, accelerator, screen)
     policy.set_reference("none" if not config.objective.needs_reference else config.policy.reference)
     pictures = read_pictures(records[: config.batch], config.data.resolution)

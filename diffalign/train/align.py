@@ -23,7 +23,7 @@ from diffalign.train.config import TrainConfig, recipe_text
 from diffalign.train.finish import evaluate_run, export_run
 from diffalign.train.plan import check_optimizer, latent_elements, make_plan
 from diffalign.train.preflight import preflight
-from diffalign.train.prepare import build_loader, given_records, read_records, select_for
+from diffalign.train.prepare import build_loader, fitted, given_records, read_records
 from diffalign.train.progress import Screen
 from diffalign.train.run import RunFolder, new_run, read_config
 from diffalign.train.shard import check_distribution, fsdp_options, shard_count
@@ -86,7 +86,7 @@ def align(
     accelerator = make_accelerator(config)
     screen = Screen(accelerator.is_main_process, config.steps, config.batch, config.log.every)
     with accelerator.main_process_first():
-        given = given_records(config, records)
+        given = given_records(config, records, screen.say)
         if accelerator.is_main_process:
             preflight(config, given)
     policy = make_policy(config, accelerator.device)
@@ -96,7 +96,7 @@ def align(
         screen.say(line)
     with accelerator.main_process_first():
         if given is None:
-            given = select_for(config.objective, read_records(config, policy, screen))
+            given = fitted(config, read_records(config, policy, screen), screen.say)
         loader = build_loader(config, policy, given, accelerator, screen)
     run = _claim(config, resume, accelerator)
     screen.say(f"run folder  {run.root}")
@@ -152,7 +152,7 @@ def cache_only(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str])
     accelerator = make_accelerator(config)
     screen = Screen(accelerator.is_main_process, config.steps, config.batch, config.log.every)
     policy = make_policy(config, accelerator.device)
-    records = select_for(config.objective, read_records(config, policy, screen))
+    records = fitted(config, read_records(config, policy, screen), screen.say)
     build_loader(config, policy, records, accelerator, screen)
 
 

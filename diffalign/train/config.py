@@ -108,6 +108,8 @@ class DataConfig:
 
     path: str | None = None
     """File or folder with preferences; null where they come from the shapes world."""
+    labels: str | None = None
+    """File that diffalign score --write made of the data at path; null takes the data's own labels."""
     format: str = "auto"
     """Name of the reader, or auto."""
     world: WorldConfig | None = None

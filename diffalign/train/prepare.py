@@ -4,18 +4,18 @@ cache.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
 
 from diffalign.assets import asset
 from diffalign.data.cache import CacheOptions, build_cache
+from diffalign.data.derived import read_labelled
 from diffalign.data.loader import Loader, LoaderOptions
 from diffalign.data.readers import read
 from diffalign.data.records import DataError, Record
-from diffalign.data.select import select
+from diffalign.data.select import check_needs, select
 from diffalign.data.transform import Transform
 from diffalign.objectives import Objective, objectives
 from diffalign.policy import Policy
@@ -24,12 +24,15 @@ from diffalign.train.finish import warn_of_overlap
 from diffalign.train.progress import Screen
 
 
-def given_records(config: TrainConfig, records: Sequence[Record] | None) -> list[Record] | None:
+def given_records(
+    config: TrainConfig, records: Sequence[Record] | None, say: Callable[[str], None]
+) -> list[Record] | None:
     """Preferences that are there before any model is, fitted to the objective.
 
     Args:
         config: recipe.
         records: preferences in memory; None reads those at data.path.
+        say: shows a line.
 
     Returns:
         None where the shapes world is to make them.
@@ -40,7 +43,22 @@ def given_records(config: TrainConfig, records: Sequence[Record] | None) -> list
     """
     if records is None and config.data.path is None:
         return None
-    return select_for(config.objective, _read_path(config) if records is None else list(records))
+    return fitted(config, _read_path(config) if records is None else list(records), say)
+
+
+def fitted(config: TrainConfig, records: Sequence[Record], say: Callable[[str], None]) -> list[Record]:
+    """Records as they are trained on: chosen and labelled by ``data.select``, then fitted to the objective.
+
+    Raises:
+        DataError: they lack what data.select or an objective asks for.
+    """
+    if config.data.select is not None:
+        records, notes = select(records, config.data.select)
+        for line in notes:
+            say(f"selected    {line}")
+    records = select_for(config.objective, records)
+    check_needs(records, frozenset[str]().union(*(t.objective.needs for t in config.all_terms)))
+    return records
 
 
 def read_records(config: TrainConfig, policy: Policy, screen: Screen) -> list[Record]:
@@ -99,17 +117,7 @@ def _winners(record: Record) -> list[Record]:
     if record.kind != "labels" and min(record.values) == best:
         return []
     chosen = [i for i, v in enumerate(record.values) if v == best and (record.kind != "labels" or v == 1)]
-    return [
-        replace(
-            record,
-            kind="labels",
-            images=(record.images[i],),
-            values=(1.0,),
-            prompts=(record.prompts[i],) if record.prompts else None,
-            models=record.models[i : i + 1],
-        )
-        for i in chosen
-    ]
+    return [record.only([i], "labels", (1.0,)) for i in chosen]
 
 
 def build_loader(
@@ -122,10 +130,6 @@ def build_loader(
             records that lack what data.select asks.
     """
     data = config.data
-    if data.select is not None:
-        records, notes = select(records, data.select)
-        for line in notes:
-            screen.say(f"selected    {line}")
     with screen.encoding() as progress:
         cached = build_cache(
             records,
@@ -162,6 +166,9 @@ def build_loader(
 
 def _read_path(config: TrainConfig) -> list[Record]:
     path = _found(config.data.path or "")
+    if config.data.labels is not None:
+        labels = _found(config.data.labels)
+        return read_labelled(path, labels, config.data.format, max_pairs=config.data.max_pairs)
     return read(path, config.data.format, max_pairs=config.data.max_pairs)
 
 
