@@ -12,6 +12,7 @@ from diffalign.evaluate.generate import Sampling, generate
 from diffalign.evaluate.report import load_report, show_report, write_report
 from diffalign.policy import Policy, load_policy
 from diffalign.policy.export import LORA_FILE, export_policy, merge
+from diffalign.policy.guidance import is_guidance, read_guidance
 from diffalign.policy.lora import AdapterConfig, load_into
 from diffalign.policy.precision import DTYPES, best_device
 from diffalign.train.align import load_recipe
@@ -36,8 +37,9 @@ def open_run(run: Path) -> tuple[TrainConfig, Policy]:
         raise FileNotFoundError(
             f"{export} holds no weights: the run did not finish; go on with --resume {run}"
         )
-    adapter = replace(config.policy.adapter, init_from=str(export))
-    return config, _load(config, adapter)
+    policy = _load(config, replace(config.policy.adapter, init_from=str(export)))
+    policy.set_guidance(config.policy.guidance)
+    return config, policy
 
 
 def open_for_pictures(run: Path) -> tuple[TrainConfig, Policy]:
@@ -47,12 +49,14 @@ def open_for_pictures(run: Path) -> tuple[TrainConfig, Policy]:
 
 
 def _load(config: TrainConfig, adapter: AdapterConfig | None) -> Policy:
-    return load_policy(
+    policy = load_policy(
         config.policy.model,
         adapter,
         text_length=config.policy.text_length,
         allow_download=config.policy.allow_download,
     )
+    policy.set_long_prompts(config.policy.long_prompts)
+    return policy
 
 
 def _full_policy(config: TrainConfig, part: Path) -> Policy:
@@ -121,7 +125,9 @@ def generate_to(
         FileExistsError: a picture is there already.
     """
     policy = load_policy(model).to(best_device())
-    if lora is not None:
+    if lora is not None and is_guidance(lora):
+        policy.set_guidance(read_guidance(lora))
+    elif lora is not None:
         load_into(policy.pipeline, lora)
     output.mkdir(parents=True, exist_ok=True)
     paths = [output / f"{i:04d}-{s}.png" for i in range(len(prompts)) for s in range(seeds)]

@@ -105,6 +105,7 @@ def align(
     policy.set_reference(config.policy.reference if config.needs_reference else "none")
     if config.evaluate.prompts or config.validate.every:
         policy.keep_base()
+    policy.set_guidance(config.policy.guidance)
     trainer = Trainer(config, policy, loader, accelerator, run)
     if source is not None:
         trainer.restore(load_checkpoint(source), str(source))
@@ -215,6 +216,7 @@ def make_policy(config: TrainConfig, device: torch.device) -> Policy:
         text_length=config.policy.text_length,
         allow_download=config.policy.allow_download,
     )
+    policy.set_long_prompts(config.policy.long_prompts)
     policy.to(device, DTYPES[config.precision])
     if config.policy.gradient_checkpointing:
         policy.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]

@@ -13,6 +13,8 @@ from diffalign.diffusion.spaces import Native, Space
 from diffalign.diffusion.timesteps import Discrete, Timesteps, Uniform
 from diffalign.diffusion.weights import ErrorWeight
 from diffalign.objectives import Objective
+from diffalign.policy.guidance import Guidance
+from diffalign.policy.long_prompts import LongPrompts
 from diffalign.policy.lora import AdapterConfig
 from diffalign.policy.reference import ReferenceOptions
 from diffalign.train.terms import NAMES, Term, check_corruptor, check_space, check_terms
@@ -56,6 +58,10 @@ class PolicyConfig:
     """What the policy is compared with: auto, off (LoRA switched off), start (frozen copy) or none; ema
     (follows slowly) and pool (former checkpoints), also as blocks with options; {name: lora, source: ...}.
     """
+    guidance: Guidance | None = None
+    """Make pictures with a second model in the unconditional branch (NPO): {} takes the trained LoRA."""
+    long_prompts: LongPrompts | None = None
+    """Encode prompts sentence by sentence, so that none is cut at 77 tokens; null encodes as usual."""
     text_length: int = 32
     """T5 tokens of SD3-type models; 256 for the released SD3."""
     gradient_checkpointing: bool = False
@@ -66,6 +72,8 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         at_least(1, {"text_length": self.text_length})
+        if self.guidance is not None and self.guidance.negative == "self" and self.adapter is None:
+            raise ValueError("guidance.negative is self, and all weights are trained: train a LoRA (adapter)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +138,8 @@ class DataConfig:
     """Filters, soft labels, scores and margins from what scorers said (diffalign score --write)."""
     liked_share: float | None = None
     """Of likes and dislikes: draw a like with this probability (0.8 for KTO); null takes each in turn."""
+    reverse: bool = False
+    """Exchange preferred and dispreferred: what is trained then is what to guide away from (NPO)."""
     curriculum: int = 0
     """Easiest first: the first epoch comes in so many stages of falling score gap; 0 shuffles it too."""
     max_pairs: int | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Set
+from dataclasses import replace
 from pathlib import Path
 
 from diffalign.assets import asset
@@ -14,6 +15,7 @@ from diffalign.evaluate.prompts import Part, part_of, read_prompts
 from diffalign.evaluate.report import Report, markdown_table, show_report, write_report
 from diffalign.policy import Policy
 from diffalign.policy.export import export_policy, model_card
+from diffalign.policy.guidance import SELF, write_guidance
 from diffalign.train.config import TrainConfig, WorldConfig
 from diffalign.train.progress import Screen
 from diffalign.train.trainer import Trainer
@@ -68,7 +70,23 @@ def export_run(trainer: Trainer, screen: Screen) -> None:
     with trainer.exported_weights():
         if trainer.accelerator.is_main_process:
             export_policy(trainer.policy, trainer.run.export, card=_card(trainer, "Not evaluated yet."))
+            _export_guidance(trainer)
     screen.say(f"weights     {trainer.run.export}")
+
+
+def _export_guidance(trainer: Trainer) -> None:
+    """Beside the LoRA, write how it guides: a folder for ``diffalign generate --lora`` and ``attach``."""
+    options, adapter = trainer.config.policy.guidance, trainer.config.policy.adapter
+    if options is None or adapter is None:
+        return
+    own = str(trainer.run.export)
+    trained = () if options.negative == SELF else (own,)
+    named = replace(
+        options,
+        negative=own if options.negative == SELF else options.negative,
+        positive=(*adapter.frozen, *trained, *options.positive),
+    )
+    write_guidance(trainer.run.root / "guidance", named)
 
 
 def evaluate_run(trainer: Trainer, screen: Screen) -> Report | None:

@@ -5,6 +5,7 @@ cache.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -56,9 +57,19 @@ def fitted(config: TrainConfig, records: Sequence[Record], say: Callable[[str], 
         records, notes = select(records, config.data.select)
         for line in notes:
             say(f"selected    {line}")
+    if config.data.reverse:
+        records = [reverse(r) for r in records]
     records = select_for(config.objective, records)
     check_needs(records, frozenset[str]().union(*(t.objective.needs for t in config.all_terms)))
     return records
+
+
+def reverse(record: Record) -> Record:
+    """The opinion of somebody who prefers the opposite; an undecided record stays as it is."""
+    if record.kind == "ranking":
+        return replace(record, values=tuple(-v for v in record.values))
+    soft = None if record.soft is None else (record.soft[1], record.soft[0])
+    return replace(record, values=tuple(1 - v for v in record.values), soft=soft)
 
 
 def read_records(config: TrainConfig, policy: Policy, screen: Screen) -> list[Record]:

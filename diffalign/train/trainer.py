@@ -43,7 +43,16 @@ from diffalign.train.terms import Prefixed
 
 log = logging.getLogger(__name__)
 
-MUST_AGREE = ("objective", "terms", "space", "policy.adapter", "policy.reference", "optim.name")
+MUST_AGREE = (
+    "objective",
+    "terms",
+    "space",
+    "data.reverse",
+    "policy.long_prompts",
+    "policy.adapter",
+    "policy.reference",
+    "optim.name",
+)
 """Options that a resumed run cannot change; others, such as steps and the learning rate, it can."""
 
 
@@ -307,7 +316,10 @@ class Trainer:
             put(self.parameters[key], value)
         unpack_optimizer(_plain(self.optimizer), self.parameters, checkpoint.part("optim"), meta["optim"])
         self._restore_average(checkpoint, where)
-        self.policy.opponent.load(checkpoint.part("reference"))
+        try:
+            self.policy.opponent.load(checkpoint.part("reference"))
+        except ValueError as error:
+            raise CheckpointError(f"{where} belongs to another run: {error}") from error
         if self.accelerator.scaler is not None and meta["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(meta["scaler"])
         self.state.update({k: v.to(self.accelerator.device) for k, v in checkpoint.part("objective").items()})

@@ -175,6 +175,31 @@ def test_a_moving_reference_is_resumed_exactly(kind: str, folder: Path, tmp_path
     assert off[5]["loss"] != pytest.approx(lines[0][5]["loss"], rel=1e-4)  # the reference did move
 
 
+def test_npo_learns_the_opposite_and_guides_away_from_it(folder: Path, tmp_path: Path) -> None:
+    judge = "tests.train.runs:Brightness"
+    evaluation = f"evaluate={{prompts: 2, seeds: 2, steps: 2, judges: ['{judge}']}}"
+    both = ["optim.learning_rate=0.01", "data.latents=mode", "steps=2"]
+    options = [*both, "data.reverse=true", "policy.guidance={}", evaluation]
+    made = align(recipe("sd", folder, tmp_path / "run"), *options, records=records_of("pairs"))
+    plain = align(recipe("sd", folder, tmp_path / "plain"), *both, records=records_of("pairs"))
+    lines, other = RunFolder(root=made.dir).rows(), RunFolder(root=plain.dir).rows()
+    assert lines[0]["error_win"] == pytest.approx(other[0]["error_lose"], rel=1e-5)
+    (files,) = [sorted(p.name for p in (made.dir / "guidance").iterdir())]
+    assert files == ["guidance.json", "negative"]
+    with pytest.raises(ConfigError, match="train a LoRA"):
+        load_recipe(recipe("sd", folder, tmp_path / "x"), ["policy.guidance={}", "policy.adapter=null"])
+
+
+def test_long_prompts_are_encoded_whole(folder: Path, tmp_path: Path) -> None:
+    long = "a red circle. " * 20
+    records = [replace(r, prompt=long + r.prompt) for r in records_of("pairs")]
+    losses = []
+    for name, option in (("cut", "policy.long_prompts=null"), ("whole", "policy.long_prompts={length: 60}")):
+        made = align(recipe("sd", folder, tmp_path / name), "steps=1", option, records=records)
+        losses.append(RunFolder(root=made.dir).rows()[0]["error_win"])
+    assert losses[0] != pytest.approx(losses[1], rel=1e-6)
+
+
 def test_likes_are_drawn_as_often_as_asked(folder: Path, tmp_path: Path) -> None:
     lines = run("sd", folder, tmp_path / "run", "labels", "objective={name: kto}", "data.liked_share=1.0")
     assert [line["likes"] for line in lines] == [1.0, 1.0]
