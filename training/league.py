@@ -19,7 +19,7 @@ from diffalign.league.play import all_valid, play
 
 
 def main(
-    league_file: Annotated[Path, typer.Argument(help="what competes")] = Path("training/recipes/league.yaml"),
+    league_file: Annotated[Path, typer.Argument(help="what competes")] = Path("training/league.yaml"),
     runs: Annotated[Path, typer.Option(help="folder of the runs")] = Path("outputs/league"),
     out: Annotated[Path, typer.Option(help="where league.md, league.json and league.png go")] = Path("docs"),
     most: Annotated[int, typer.Option(help="stop after so many runs; 0 = when all are made")] = 0,

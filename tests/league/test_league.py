@@ -158,7 +158,7 @@ def test_results_survive_their_file(tmp_path: Path) -> None:
 
 
 def test_every_recipe_of_the_packaged_league_loads() -> None:
-    league = read_league(Path("training/recipes/league.yaml"))
+    league = read_league(Path("training/league.yaml"))
     for job in sweep_jobs(league):
         load_recipe({**job.recipe, "output": "unused"})
     sizes = {name: len(m.settings()) for name, m in league.methods.items() if m.sweep}
