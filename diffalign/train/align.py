@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -21,10 +22,12 @@ from diffalign.policy.precision import DTYPES
 from diffalign.train.checkpoint import CheckpointError, load_checkpoint, name_of, newest
 from diffalign.train.config import TrainConfig, recipe_text
 from diffalign.train.finish import evaluate_run, export_run
+from diffalign.train.losers import Round, run_rounds
 from diffalign.train.plan import check_optimizer, latent_elements, make_plan
 from diffalign.train.preflight import preflight
 from diffalign.train.prepare import build_loader, fitted, given_records, read_records
 from diffalign.train.progress import Screen
+from diffalign.train.rounds import finished, round_recipe, start_rounds
 from diffalign.train.run import RunFolder, new_run, read_config
 from diffalign.train.shard import check_distribution, fsdp_options, shard_count
 from diffalign.train.terms import UNIONS, canonical
@@ -82,6 +85,8 @@ def align(
         DivergedError: training blew up.
     """
     config = load_recipe(read_config(_run_folder(resume)) if resume else recipe, overrides)
+    if config.losers is not None:
+        return _align_in_rounds(config, records, None if resume is None else _run_folder(resume))
     source = _checkpoint_of(Path(resume)) if resume else None
     accelerator = make_accelerator(config)
     screen = Screen(accelerator.is_main_process, config.steps, config.batch, config.log.every)
@@ -125,6 +130,26 @@ def align(
     export_run(trainer, screen)
     report = evaluate_run(trainer, screen) if config.evaluate.prompts else None
     return Run(dir=run.root, report=report, policy=policy)
+
+
+def _align_in_rounds(config: TrainConfig, records: Sequence[Record] | None, resume: Path | None) -> Run:
+    """Train round after round, each on losers that a former one made; the last one's run is returned."""
+    root, winners, open_maker = start_rounds(config, records, resume)
+    losers = config.losers
+    assert losers is not None
+    runs: list[Run] = []
+
+    def train(one: Round, pairs: list[Record]) -> str:
+        folder, last = root.root / f"round-{one.number}", one.number == losers.iterations
+        if not finished(folder, last):
+            shutil.rmtree(folder, ignore_errors=True)  # cut short; its losers are kept
+            runs.append(align(round_recipe(config, folder, one, last), records=pairs))
+        return str(folder / "export")
+
+    run_rounds(losers, winners, open_maker, train, Path(config.data.cache))
+    if not runs:
+        raise CheckpointError(f"all rounds of {root.root} have ended: there is nothing to resume")
+    return runs[-1]
 
 
 def plan_only(

@@ -17,6 +17,7 @@ from diffalign.policy.guidance import Guidance
 from diffalign.policy.long_prompts import LongPrompts
 from diffalign.policy.lora import AdapterConfig
 from diffalign.policy.reference import ReferenceOptions
+from diffalign.train.losers import LoserConfig
 from diffalign.train.terms import NAMES, Term, check_corruptor, check_space, check_terms
 
 Precision = Literal["fp32", "bf16", "fp16", "fp64"]
@@ -276,6 +277,8 @@ class TrainConfig:
     """Distribution of t."""
     space: Space = field(default_factory=Native)
     """What an error is: native, pixel, decoder_features, unet_features or dit_features."""
+    losers: LoserConfig | None = None
+    """Train in rounds on the data's winners and on losers that a former checkpoint makes (SPIN, SePPO)."""
     terms: tuple[Term, ...] = ()
     """Further objectives on the same noisy latents, each with its space and weight."""
     error_weight: ErrorWeight = "one"
@@ -334,6 +337,8 @@ class TrainConfig:
             raise ValueError(
                 "data.path is missing: name a file or folder of preferences, or a data.world block"
             )
+        if self.losers is not None and self.policy.adapter is None:
+            raise ValueError("former LoRAs make losers, and all weights are trained: set policy.adapter")
         check_terms(self.all_terms, self.policy.reference)
         check_corruptor(self.corruptor, self.ema)
         for term in self.all_terms:

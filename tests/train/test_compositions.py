@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,37 @@ def test_long_prompts_are_encoded_whole(folder: Path, tmp_path: Path) -> None:
         made = align(recipe("sd", folder, tmp_path / name), "steps=1", option, records=records)
         losses.append(RunFolder(root=made.dir).rows()[0]["error_win"])
     assert losses[0] != pytest.approx(losses[1], rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["spin", "seppo"])
+def test_losers_are_made_in_rounds_and_finished_rounds_are_kept(
+    name: str, folder: Path, tmp_path: Path
+) -> None:
+    options = [f"losers={{name: {name}, iterations: 2, sampling_steps: 1}}", "steps=2", "checkpoint_every=0"]
+    content = recipe("sd", folder, tmp_path / "run")
+    made = align(content, *options, records=records_of("labels"))
+    assert made.dir == tmp_path / "run" / "round-2"
+    lines = [RunFolder(root=tmp_path / "run" / f"round-{i}").rows() for i in (1, 2)]
+    for first in (line[0] for line in lines):
+        # policy and reference are one at the start of SPIN's rounds; SePPO's second may look further back
+        assert first["loss"] == pytest.approx(math.log(2), abs=1e-6 if name == "spin" else 1.0)
+    kept = (tmp_path / "run" / "round-1" / "metrics.jsonl").stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "run" / "round-2")
+    again = align(content, *options, records=records_of("labels"), resume=tmp_path / "run")
+    assert RunFolder(root=again.dir).rows()[-1]["loss"] == lines[1][-1]["loss"]
+    assert (tmp_path / "run" / "round-1" / "metrics.jsonl").stat().st_mtime_ns == kept
+
+
+def test_losers_need_a_lora_and_one_process(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = recipe("sd", folder, tmp_path / "run")
+    with pytest.raises(ConfigError, match="all weights are trained"):
+        load_recipe(content, ["losers={}", "policy.adapter=null"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="made by one process"):
+        align(content, "losers={}", records=records_of("labels"))
 
 
 def test_likes_are_drawn_as_often_as_asked(folder: Path, tmp_path: Path) -> None:
