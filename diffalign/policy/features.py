@@ -103,7 +103,18 @@ class FrozenFeatures:
 
 
 def frozen_network(policy: Policy, unused: Sequence[str]) -> nn.Module:
-    """The base in fp32 at least: the policy's own network, its frozen start, or a copy of what is used."""
+    """The base in fp32 at least: the policy's own network, its frozen start, or a copy of what is used.
+
+    Raises:
+        ValueError: the denoiser is cut up over processes, whose parts meet only in whole passes.
+    """
+    from torch.distributed.tensor import DTensor
+
+    if any(isinstance(p, DTensor) for p in policy.denoiser.parameters()):
+        raise ValueError(
+            "spaces of the denoiser's features end its pass early, which a denoiser cut up over processes "
+            "(FSDP2) cannot do: launch with training/accelerate/gpu-ddp.yaml, or use space native"
+        )
     if policy.adapter is None:
         policy.keep_base()
         kept = policy._copy  # in fp32 at least, whatever the policy computes in

@@ -220,6 +220,23 @@ def test_what_does_not_fit_is_refused(folder: Path) -> None:
         DiTFeatures(step=1.0)
 
 
+def test_a_denoiser_cut_up_over_processes_is_refused(folder: Path, tmp_path: Path) -> None:
+    import torch.distributed as dist
+    from torch import nn
+    from torch.distributed.tensor import distribute_tensor, init_device_mesh
+
+    policy = policy_of("sd", folder)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        conv = policy.denoiser.conv_in
+        conv.weight = nn.Parameter(distribute_tensor(conv.weight.data, mesh), requires_grad=False)
+        with pytest.raises(ValueError, match="cut up over processes"):
+            UNetFeatures().bind(policy)
+    finally:
+        dist.destroy_process_group()
+
+
 # ---------------------------------------------------------------------- single spaces
 
 
