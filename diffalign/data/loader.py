@@ -57,10 +57,14 @@ class Batch:
     other_cond: dict[str, Tensor] | None = None
     """Collated embeddings of another comparison's prompt for each row; None unless ``other_captions``."""
 
+    contents: tuple[str, ...] = ()
+    """Per row a key of its latents, prompt and region, for what is kept of it from run to run."""
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        moved: dict[str, Any] = {name: _move(v, device) for name, v in vars(self).items()}
-        return Batch(**moved)
+        given = {name: v for name, v in vars(self).items() if name != "contents"}
+        moved: dict[str, Any] = {name: _move(v, device) for name, v in given.items()}
+        return Batch(contents=self.contents, **moved)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +200,7 @@ class Loader:
             margin=_column([row.margin for row in rows]) if self._has["margin"] else None,
             region=self._regions(rows, latents) if self._has["regions"] else None,
             other_cond=other,
+            contents=tuple(f"{row.latent}/{row.region}/{row.prompt}" for row in rows),
         )
 
     # ------------------------------------------------------------------ state

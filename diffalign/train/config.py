@@ -18,7 +18,7 @@ from diffalign.policy.long_prompts import LongPrompts
 from diffalign.policy.lora import AdapterConfig
 from diffalign.policy.reference import ReferenceOptions
 from diffalign.train.losers import LoserConfig
-from diffalign.train.terms import NAMES, Term, check_corruptor, check_space, check_terms
+from diffalign.train.terms import NAMES, Term, check_corruptor, check_kept_errors, check_space, check_terms
 
 Precision = Literal["fp32", "bf16", "fp16", "fp64"]
 VAE_FACTOR = 8
@@ -143,6 +143,10 @@ class DataConfig:
     """Exchange preferred and dispreferred: what is trained then is what to guide away from (NPO)."""
     curriculum: int = 0
     """Easiest first: the first epoch comes in so many stages of falling score gap; 0 shuffles it too."""
+    reference_errors: str | None = None
+    """Folder of reference errors that runs share: one that differs in beta, objective or learning rate only
+    then skips the reference; null keeps none.
+    """
     max_pairs: int | None = None
     """Read at most so many records."""
     max_bad_share: float = 0.01
@@ -341,6 +345,8 @@ class TrainConfig:
             raise ValueError("former LoRAs make losers, and all weights are trained: set policy.adapter")
         check_terms(self.all_terms, self.policy.reference)
         check_corruptor(self.corruptor, self.ema)
+        if self.data.reference_errors is not None:
+            check_kept_errors(self.corruptor, self.all_terms, self.policy.reference)
         for term in self.all_terms:
             check_space(term.space, self.error_weight)
         if self.keep == "best" and not (self.validate.every and self.validate.judge):

@@ -20,6 +20,7 @@ from diffalign.objectives import Denoised, Predictions
 from diffalign.policy import Policy
 from diffalign.policy.family import Cond
 from diffalign.train.config import TrainConfig
+from diffalign.train.error_cache import ErrorCache, error_context
 from diffalign.train.terms import Term
 
 Phase = Callable[[str], None]
@@ -56,6 +57,7 @@ class Forward:
         config.corruptor.check(policy.process)
         self.bound: dict[Space, BoundSpace] = {t.space: t.space.bind(policy) for t in self.terms}
         unprompted = getattr(config.corruptor, "conditioning", "own") == "empty"
+        self.kept = self._open_kept()
         self.empty = policy.encode_prompts([""])[0] if unprompted else None
 
     def __call__(self, batch: Batch, step_seed: int = 0) -> list[Denoised]:
@@ -70,15 +72,24 @@ class Forward:
         )
         self.phase("policy")
         pred = self.predict(noisy.x_t, noisy.t, batch.cond, batch)
-        ref_pred = self._reference(noisy, batch.cond, batch)
+        ref_errors, ref_pred = self._reference(noisy, batch, units)
         extra = self._extras(noisy, batch)
         tensors = None
         if "tensors" in self.needs:
             tensors = Predictions(pred=pred, ref_pred=ref_pred, target=noisy.target, x_t=noisy.x_t, x0=x0)
         weight = error_weight(self.config.error_weight, self.policy.process, noisy.t)
-        errors = {space: self._errors(space, pred, ref_pred, noisy, batch) for space in self.bound}
+        errors = {space: self._error(space, pred, noisy, batch) for space in self.bound}
         return [
-            self._row(term, batch, errors[term.space], noisy, weight, extra, tensors, count)
+            self._row(
+                term,
+                batch,
+                (errors[term.space], ref_errors.get(term.space)),
+                noisy,
+                weight,
+                extra,
+                tensors,
+                count,
+            )
             for term in self.terms
         ]
 
@@ -114,22 +125,50 @@ class Forward:
             weight=batch.weight, extra=extra, tensors=tensors, unit_count=count,
         )  # fmt: skip
 
-    def _reference(self, noisy: Corrupted, cond: Cond, batch: Batch) -> Tensor | None:
+    def _reference(
+        self, noisy: Corrupted, batch: Batch, units: list[int]
+    ) -> tuple[dict[Space, Tensor], Tensor | None]:
+        """(N,) reference errors by space, and the prediction unless an earlier run has kept all of them."""
         if not self.needs_reference:
-            return None
+            return {}, None
+        keys = {
+            s: ErrorCache.keys(batch.contents, units, repr(s)) for s in self.bound if self.kept is not None
+        }
+        found = {s: self.kept.lookup(k, batch.mean.device) for s, k in keys.items()} if self.kept else {}
+        whole = {s: e for s, e in found.items() if e is not None}
+        if len(whole) == len(self.bound):
+            return whole, None
         self.phase("reference")
         with self.policy.reference():
-            return self.predict(noisy.x_t, noisy.t, cond, batch)
+            ref_pred = self.predict(noisy.x_t, noisy.t, batch.cond, batch)
+            errors = {s: self._error(s, ref_pred, noisy, batch) for s in self.bound}
+        for space, own in keys.items() if self.kept is not None else ():
+            self.kept.add(own, errors[space])
+        return errors, ref_pred
 
-    def _errors(
-        self, space: Space, pred: Tensor, ref_pred: Tensor | None, noisy: Corrupted, batch: Batch
-    ) -> tuple[Tensor, Tensor | None]:
-        """(N,) errors of policy and reference in a space."""
-        error = self._error(space, pred, noisy, batch)
-        if ref_pred is None:
-            return error, None
-        with torch.no_grad():
-            return error, self._error(space, ref_pred, noisy, batch)
+    def _kept_errors(self, keys: dict[Space, list[bytes]], device: torch.device) -> dict[Space, Tensor]:
+        """(N,) errors of the spaces in which all rows were kept."""
+        if self.kept is None:
+            return {}
+        found = {space: self.kept.lookup(own, device) for space, own in keys.items()}
+        return {space: errors for space, errors in found.items() if errors is not None}
+
+    def _open_kept(self) -> ErrorCache | None:
+        """Reference errors of earlier runs whose every input was the same as this run's."""
+        folder = self.config.data.reference_errors
+        if folder is None or not self.needs_reference:
+            return None
+        settings = {
+            "corruptor": repr(self.config.corruptor),
+            "timesteps": repr(self.config.timesteps),
+            "latents": self.config.data.latents,
+        }
+        return ErrorCache(folder, error_context(self.policy, settings), dtype=self.dtype)
+
+    def flush(self) -> None:
+        """Write the reference errors that are waiting."""
+        if self.kept is not None:
+            self.kept.flush()
 
     def _error(self, space: Space, pred: Tensor, noisy: Corrupted, batch: Batch) -> Tensor:
         """(N,) errors, in native space weighted by the regions that raters marked."""

@@ -126,6 +126,25 @@ def check_corruptor(corruptor: Corruptor, ema: float) -> None:
         raise ValueError(f"corruptor {name} asks the averaged weights: set ema, for example 0.999")
 
 
+def check_kept_errors(corruptor: Corruptor, terms: tuple[Term, ...], reference: object) -> None:
+    """Refuse to keep reference errors that will not be the same in another run.
+
+    Raises:
+        ValueError: says what changes them.
+    """
+    kind = reference if isinstance(reference, str) else getattr(reference, "name", "")
+    needs = frozenset[str]().union(*(t.objective.needs for t in terms))
+    reasons = {
+        f"policy.reference is {kind}, which is another at every step or none": kind
+        in ("ema", "pool", "none"),
+        "the corruptor asks a network for its latents": corruptor.asks is not None,
+        "the objective needs more of the reference than errors": bool(needs & {"tensors", "kl_error"}),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ValueError(f"data.reference_errors cannot be kept: {reason}; leave it out")
+
+
 def canonical(objective: Objective, elements: int) -> Objective:
     """The objective, and those within it, with beta in the canonical convention.
 

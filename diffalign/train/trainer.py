@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from diffalign.config import ConfigError
 from diffalign.data.loader import Batch
 from diffalign.diffusion.corrupt import draw_seed
 from diffalign.objectives import Denoised
@@ -117,6 +118,10 @@ class Trainer:
         self.recipe: dict[str, Any] = yaml.safe_load(recipe_text(config))
         if self.shards is None:
             policy.wrapped, self.optimizer = accelerator.prepare(policy.denoiser, self.optimizer)
+        if self.shards is not None and config.data.reference_errors is not None:
+            raise ConfigError(
+                "data.reference_errors does not go with FSDP, whose reference pass all must make"
+            )
         self.forward = Forward(config, policy, accelerator, self._enter, self._averaged)
 
     # ------------------------------------------------------------------ the loop
@@ -296,6 +301,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint (main process) and drop those beyond the retention."""
+        self.forward.flush()
         checkpoint = self.checkpoint()
         if self.accelerator.is_main_process:
             save_checkpoint(self.run.checkpoints, checkpoint)

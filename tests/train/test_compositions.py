@@ -16,6 +16,7 @@ from diffalign.config import ConfigError
 from diffalign.data.records import BytesImage, DataError, Record
 from diffalign.data.region import Region
 from diffalign.objectives import names, objectives
+from diffalign.policy import Policy
 from diffalign.train.align import align, load_recipe
 from diffalign.train.run import RunFolder
 from diffalign.world.grammar import single_prompts
@@ -230,6 +231,27 @@ def test_losers_need_a_lora_and_one_process(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="made by one process"):
         align(content, "losers={}", records=records_of("labels"))
+
+
+def test_a_second_run_takes_over_the_reference_errors(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = f"data.reference_errors={tmp_path / 'errors'}"
+    options = ["steps=3", "checkpoint_every=0", "optim.learning_rate=0.01"]
+    plain = align(recipe("sd", folder, tmp_path / "a"), *options, records=records_of("pairs"))
+    first = align(recipe("sd", folder, tmp_path / "b"), *options, kept, records=records_of("pairs"))
+
+    def refuse(self: Policy) -> None:
+        raise AssertionError("the reference was run")
+
+    monkeypatch.setattr(Policy, "reference", refuse)
+    again = align(recipe("sd", folder, tmp_path / "c"), *options, kept, records=records_of("pairs"))
+    losses = [[line["loss"] for line in RunFolder(root=r.dir).rows()] for r in (plain, first, again)]
+    assert losses[0] == losses[1] == losses[2]
+    with pytest.raises(AssertionError, match="was run"):  # another seed: other noise
+        align(recipe("sd", folder, tmp_path / "d"), *options, kept, "seed=1", records=records_of("pairs"))
+    with pytest.raises(ConfigError, match="another at every step or none"):
+        load_recipe(recipe("sd", folder, tmp_path / "x"), [kept, "policy.reference=ema"])
 
 
 def test_likes_are_drawn_as_often_as_asked(folder: Path, tmp_path: Path) -> None:
