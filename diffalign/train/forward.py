@@ -142,8 +142,9 @@ class Forward:
         with self.policy.reference():
             ref_pred = self.predict(noisy.x_t, noisy.t, batch.cond, batch)
             errors = {s: self._error(s, ref_pred, noisy, batch) for s in self.bound}
-        for space, own in keys.items() if self.kept is not None else ():
-            self.kept.add(own, errors[space])
+        if self.kept is not None:
+            for space, own in keys.items():
+                self.kept.add(own, errors[space])
         return errors, ref_pred
 
     def _kept_errors(self, keys: dict[Space, list[bytes]], device: torch.device) -> dict[Space, Tensor]:
