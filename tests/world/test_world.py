@@ -164,10 +164,11 @@ def test_tastes_act_only_on_what_the_prompt_leaves_open() -> None:
 
 def test_destroying_pictures_never_wins() -> None:
     prompts, x = pictures(100, 8)
+    noise, clean = measure(torch.rand_like(x)), measure(x)
     for taste in TASTES:
         rater = named_rater(taste)
-        assert rater.score(torch.rand_like(x), prompts).max() == rater.unrecognisable
-        assert rater.score(x, prompts).min() >= rater.unrecognisable + 0.5
+        assert rater.utility(noise, prompts).max() == rater.unrecognisable
+        assert rater.utility(clean, prompts).min() >= rater.unrecognisable + 0.5
 
 
 def test_votes_follow_bradley_terry() -> None:
@@ -257,12 +258,13 @@ def test_likes_and_rankings_follow_the_taste() -> None:
     assert [len(r.images) for r in ranking_records(prompts, pictures, rater, rng, 2)] == [2] * 12
 
 
-def test_rankings_are_noisy_as_plackett_and_luce_say() -> None:
+def test_rankings_are_noisy_as_plackett_and_luce_say(monkeypatch: pytest.MonkeyPatch) -> None:
     # two pictures: the better one is first with probability sigmoid(gap / temperature)
     prompts = [p for p in single_prompts("train") if leaves_open(p, TASTES["large"])][:40]
     pictures = small_and_large(prompts)[:, [0, 2]]
     rater = Rater(name="unsure", weights=TASTES["large"], temperature=2.0)
-    rng = np.random.default_rng(0)
+    rng, judged = np.random.default_rng(0), votes._judged(prompts, pictures, rater)
+    monkeypatch.setattr(votes, "_judged", lambda *_: judged)  # measuring them once is enough
     first = [r.values[1] for _ in range(20) for r in ranking_records(prompts, pictures, rater, rng, 2)]
     utility = rater.score(pictures.flatten(0, 1).float() / 255, [p for p in prompts for _ in range(2)])
     chance = torch.sigmoid((utility[1::2] - utility[::2]) / 2).mean()
