@@ -15,7 +15,7 @@ import typer
 
 from diffalign.league.config import read_league
 from diffalign.league.page import write_page
-from diffalign.league.play import all_valid, play
+from diffalign.league.play import all_valid, missing, play
 
 
 def main(
@@ -28,7 +28,7 @@ def main(
 ) -> None:
     """Make the missing runs, then the page."""
     league = read_league(league_file)
-    left = 0 if page_only else play(league, runs, most=most, at_once=at_once)
+    left = len(missing(league, runs)) if page_only else play(league, runs, most=most, at_once=at_once)
     write_page(league, all_valid(league, runs), out)
     typer.echo(f"{left} runs are left; {out / 'league.md'}")
 

@@ -40,6 +40,7 @@ Written by `training/league.py` from {runs} runs (code {trees}).
 
 def write_page(league: League, results: Mapping[str, Result], folder: Path) -> None:
     """Write league.md, league.json and league.png into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
     trees = ", ".join(sorted({r.tree for r in results.values()})) or "none"
     parts = [INTRO.format(lost=100 * MOST_LOST, runs=len(results), trees=trees), "![gains](league.png)\n"]
     tables = {name: rows(league, results, name) for name in league.pipelines}

@@ -134,7 +134,8 @@ def test_played_runs_are_kept_and_a_broken_one_does_not_end_the_league(
 def test_the_page_says_what_has_not_been_run(league: League, tmp_path: Path) -> None:
     jobs = list(main_jobs(league, {("unet", "base"): {}, ("unet", "dpo"): {"objective.beta": 2.0}}))[:2]
     results = results_of(jobs, base=(0.0, 0.9), dpo=(0.62, 0.88))
-    write_page(league, results, tmp_path)
+    write_page(league, results, tmp_path / "new")
+    tmp_path = tmp_path / "new"
     text = (tmp_path / "league.md").read_text()
     unet, dit = text.split("## dit")
     assert unet.index("| **`dpo`** | +0.62 | 0.700 [0.600, 0.800] | 88.0 (-2.0) |") < unet.index("`base`")
