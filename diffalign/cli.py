@@ -244,7 +244,7 @@ def score(
     """Score pictures, or with --write a data set or the images of several pipelines.
 
     Example: diffalign score a.png b.png --prompt "a red circle" --scorer shapes-large, or
-    diffalign score samples/preferences/folder --write --scorer shapes-large --scorer shapes-obedience, or
+    diffalign score samples/preferences/folder --write --scorer shapes-large --output labels.jsonl, or
     diffalign score outputs/base outputs/other --write --pairs best_worst --output outputs/pairs
     """
     from diffalign.label.command import score_pictures, write_labels
@@ -334,7 +334,12 @@ def recipes_copy(name: str, to: Path) -> None:
 
 
 @app.command()
-def options(block: Annotated[str, typer.Argument(help="optim, data.world, objective.dpo, ...")] = "") -> None:
+def options(
+    block: Annotated[
+        str,
+        typer.Argument(help="optim, data.world, objective.dpo, corruptor.ddim_inversion, space.pixel, ..."),
+    ] = "",
+) -> None:
     """Explain the options of a recipe.
 
     Example: diffalign options objective.dpo

@@ -10,9 +10,15 @@ from typing import Any, get_args, get_type_hints
 
 from diffalign.assets import asset
 from diffalign.config import ConfigError
+from diffalign.diffusion.corrupt import corruptors
+from diffalign.diffusion.spaces import spaces
 from diffalign.objectives import objectives
 from diffalign.options import join_key, options_of
+from diffalign.registry import Registry
 from diffalign.train.config import TrainConfig
+
+REGISTRIES: dict[str, Registry[Any]] = {"objective": objectives, "corruptor": corruptors, "space": spaces}
+"""Blocks whose class hangs on their name."""
 
 
 def recipes() -> list[tuple[str, str]]:
@@ -40,13 +46,14 @@ def copy_recipe(name: str, to: Path) -> Path:
 def option_lines(block: str) -> list[str]:
     """Lines on each option of a block such as optim, data.world or objective.dpo; on all of them for "".
 
-    The block ``objective`` gives the names of all objectives.
+    The blocks ``objective``, ``corruptor`` and ``space`` give the names of all that there are.
 
     Raises:
         ConfigError: no such block; the message suggests the nearest.
     """
-    if block == "objective":
-        return [f"objective.{n}\n    {_first_line(objectives.get(n))}" for n in objectives.names()]
+    if block in REGISTRIES:
+        registry = REGISTRIES[block]
+        return [f"{block}.{n}\n    {_first_line(registry.get(n))}" for n in registry.names()]
     found = _classes(block)
     lines = []
     for cls in found:
@@ -58,13 +65,14 @@ def option_lines(block: str) -> list[str]:
 def _classes(block: str) -> list[type[Any]]:
     """Dataclasses that a block can be; several where its ``name`` decides."""
     parts = block.split(".") if block else []
-    if len(parts) == 2 and parts[0] == "objective":
-        return [objectives.get(parts[1])]
+    if len(parts) == 2 and parts[0] in REGISTRIES:
+        return [REGISTRIES[parts[0]].get(parts[1])]
     found: list[type[Any]] = [TrainConfig]
     for part in parts:
         found = [inner for cls in found for inner in _dataclasses(get_type_hints(cls).get(part))]
     if not found:
-        known = ["objective", *(f"objective.{n}" for n in objectives.names()), *_blocks(TrainConfig, "")]
+        named = [f"{key}.{n}" for key, registry in REGISTRIES.items() for n in registry.names()]
+        known = [*REGISTRIES, *named, *_blocks(TrainConfig, "")]
         near = difflib.get_close_matches(block, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"no block {block!r}; blocks are {', '.join(known)}{hint}")
@@ -75,7 +83,7 @@ def _blocks(cls: type[Any], prefix: str) -> list[str]:
     """Keys of the blocks in a dataclass, at any depth, objectives aside."""
     found = []
     for name, hint in get_type_hints(cls).items():
-        inner = [] if name == "objective" else _dataclasses(hint)
+        inner = [] if name in REGISTRIES else _dataclasses(hint)
         key = join_key(prefix, name)
         found += [key] * bool(inner) + [k for c in inner for k in _blocks(c, key)]
     return found

@@ -20,7 +20,9 @@ FILLED = frozenset(
     {"soft", "score", "margin", "weight", "tensors", "kl_error", "kl_ref_error", "prompt_features"}
 )
 """What the trainer can give an objective that declares it in ``needs``."""
-CONVERTING: frozenset[WeightName] = frozenset({"eps_equivalent", "x0_equivalent", "snr", "min_snr"})
+CONVERTING: frozenset[WeightName] = frozenset(
+    {"eps_equivalent", "x0_equivalent", "snr", "min_snr", "sigmoid"}
+)
 """Weights that turn native errors into others."""
 UNIONS = {
     **dict.fromkeys(("objective", "objective.pair", "objective.pair.pair"), objectives.get),
@@ -107,11 +109,12 @@ def check_space(space: Space, weight: ErrorWeight) -> None:
     Raises:
         ValueError: says which weights fit.
     """
-    if weight in CONVERTING and space.unit != "native":
+    weighed = weight if isinstance(weight, str) else weight.name
+    if weighed in CONVERTING and space.unit != "native":
         name = getattr(space, "name", type(space).__name__)
         raise ValueError(
-            f"error_weight is {weight}, which converts native errors, and space {name} has others: take "
-            "error_weight one, sigmoid or discount"
+            f"error_weight is {weighed}, which converts native errors, and space {name} has others: take "
+            "error_weight one or discount"
         )
 
 

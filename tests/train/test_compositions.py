@@ -129,14 +129,18 @@ def test_terms_add_up_to_the_gradient_of_their_sum(folder: Path, tmp_path: Path)
         ("corruptor={name: truncated_sampling}", "set ema"),
         ("space={name: pixel}", "error_weight is eps_equivalent, which converts native errors"),
         ("space={name: pixels}", "did you mean"),
+        ("{space: {name: pixel}, error_weight: {name: sigmoid}}", "error_weight is sigmoid, which converts"),
         ("objective={name: sdpo, pair: {name: dpo, gamma: 1}}", "unknown key 'objective.pair.gamma'"),
         ("terms=[{objective: {name: sft}, weight: 0}]", "must be above 0"),
     ],
 )
 def test_parts_that_do_not_fit_are_named(override: str, message: str, tmp_path: Path) -> None:
     content = recipe("sd", tmp_path, tmp_path / "run") | {"ema": 0.0, "error_weight": "eps_equivalent"}
+    overrides = [override]
+    if override.startswith("{"):
+        content, overrides = content | yaml.safe_load(override), []
     with pytest.raises(ConfigError, match=message):
-        load_recipe(content, [override])
+        load_recipe(content, overrides)
 
 
 def test_margins_and_regions_of_records_reach_the_loss(folder: Path, tmp_path: Path) -> None:
