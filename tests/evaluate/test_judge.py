@@ -45,6 +45,7 @@ def judge(taste: str, held_out: bool) -> Judge:
     return Judge(name=f"shapes-{taste}", scorer=scorer, held_out=held_out)
 
 
+@pytest.mark.slow
 def test_larger_shapes_win_by_the_right_judge_only(tmp_path: Path) -> None:
     prompts, base, model = paired()
     texts = [str(p) for p in prompts]

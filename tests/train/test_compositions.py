@@ -160,6 +160,7 @@ def test_margins_and_regions_of_records_reach_the_loss(folder: Path, tmp_path: P
         align(recipe("sd", folder, tmp_path / "x"), "space={name: pixel}", records=marked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ema", "{name: pool, every: 2, size: 2, draw: unit}"])
 def test_a_moving_reference_is_resumed_exactly(kind: str, folder: Path, tmp_path: Path) -> None:
     def options(steps: int) -> list[str]:
@@ -237,6 +238,7 @@ def test_losers_need_a_lora_and_one_process(
         align(content, "losers={}", records=records_of("labels"))
 
 
+@pytest.mark.slow
 def test_a_second_run_takes_over_the_reference_errors(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,6 +116,7 @@ def same_gradients(one: Path, other: Path, rel: float) -> None:
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=rel)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", [1.0, 0.0])
 def test_accumulation_equals_the_big_batch(clip: float, folder: Path, tmp_path: Path) -> None:
     shared = ["precision=fp64", "data.latents=mode", f"optim.clip_norm={clip}"]

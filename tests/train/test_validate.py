@@ -45,6 +45,7 @@ def saved(run: Path, step: int) -> Checkpoint:
     return load_checkpoint(run / "checkpoints" / f"step-{step:06d}")
 
 
+@pytest.mark.slow
 def test_the_best_is_kept_exported_and_known_after_a_resume(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

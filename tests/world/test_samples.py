@@ -51,6 +51,7 @@ def test_notes_and_cards_say_how_well_each_obeys() -> None:
         assert f"| 500 of one object | {share:.1%} |" in (SHAPES / name / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_unet_obeys() -> None:
     pipeline = DiffusionPipeline.from_pretrained(SHAPES / "unet").to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)

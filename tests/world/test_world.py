@@ -79,6 +79,7 @@ def test_oracle_reads_two_thousand_rendered_pictures() -> None:
         assert getattr(found, part).float().mean() >= 0.99, part
 
 
+@pytest.mark.slow
 def test_oracle_reads_pictures_of_one_and_two_objects() -> None:
     for double in (0.0, 1.0):
         prompts, x = pictures(200, 3, double)
@@ -134,6 +135,7 @@ def test_oracle_refuses_other_shapes() -> None:
     assert measure(torch.zeros(0, 3, 64, 64)).shape.shape == (0, 2)
 
 
+@pytest.mark.slow
 def test_tastes_come_in_opposite_pairs_and_differ() -> None:
     assert len(TASTES) >= 8
     prompts, x = pictures(300, 6)
