@@ -25,9 +25,7 @@ def main(
     steps: Annotated[int, typer.Option(help="steps in all; 0 = the stage's default")] = 0,
     minutes: Annotated[float, typer.Option(help="stop (resumably) after so many minutes; 0 = never")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 = torch's choice")] = 0,
-    compile: Annotated[
-        bool, typer.Option(help="torch.compile: a third faster; needs a C++ compiler")
-    ] = False,
+    compile: Annotated[bool, typer.Option(help="torch.compile: faster; needs a C++ compiler")] = False,
 ) -> None:
     """Train one stage, or all of them in order; then measure what came out."""
     stages = ("vae", "decoder", "unet", "dit") if stage == "all" else (stage,)

@@ -181,7 +181,7 @@ def build_sd3_pipeline(vae: AutoencoderKL, widths: Widths | None = None) -> Stab
     )
     return StableDiffusion3Pipeline(
         transformer=build_dit(widths),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=vae,
         text_encoder=towers[0],
         tokenizer=tokenizer,

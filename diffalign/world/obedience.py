@@ -16,8 +16,8 @@ from diffalign.world.oracle import measure, obeys
 
 NOTES = "pretraining.json"
 """File beside the exported pipelines that says how far each was trained, and how well it obeys."""
-STEPS, GUIDANCE = 20, 4.0
-"""How pictures are drawn for every stated obedience."""
+SAMPLING = {"unet": (20, 4.0), "dit": (25, 5.0)}
+"""Steps and guidance of every stated obedience."""
 
 CARD = """---
 library_name: diffusers
@@ -63,14 +63,16 @@ def obedience(pipeline: Any, prompts: Sequence[Prompt], seed: int = 0, length: i
         length: text length of T5; only SD3 pipelines have one.
     """
     pictures = []
-    extra = {"max_sequence_length": length} if hasattr(pipeline, "transformer") else {}
+    dit = hasattr(pipeline, "transformer")
+    steps, guidance = SAMPLING["dit" if dit else "unet"]
+    extra = {"max_sequence_length": length} if dit else {}
     for i in range(0, len(prompts), 40):
         out = pipeline(
             [str(p) for p in prompts[i : i + 40]],
             height=64,
             width=64,
-            num_inference_steps=STEPS,
-            guidance_scale=GUIDANCE,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
             generator=torch.Generator().manual_seed(seed + i),
             output_type="pt",
             **extra,
@@ -127,8 +129,8 @@ def _write_card(out: Path, name: str, found: dict[str, float]) -> None:
         name=name,
         extra=", max_sequence_length=32" if dit else "",
         advice=ADVICE if dit else "",
-        sampling=STEPS,
-        guidance=GUIDANCE,
+        sampling=SAMPLING[name][0],
+        guidance=SAMPLING[name][1],
         rows="\n".join(f"| {found[n]:.0f} of {label} | {found[key]:.1%} |" for label, key, n in rows),
     )
     write_text(out / name / "README.md", card)

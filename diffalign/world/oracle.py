@@ -180,20 +180,30 @@ def _background(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _components(mask: Tensor) -> Tensor:
-    """Label the connected regions (4 neighbours) of (B, H, W) masks by spreading the largest index; 0 is
-    outside.
+    """Label the connected regions (4 neighbours) of (B, H, W) masks by their largest index; 0 is outside.
+
+    Labels spread over whole runs of a row, then of a column, until nothing changes: a few rounds for shapes.
     """
-    area = mask.float()
-    labels = area * torch.arange(1, SIDE * SIDE + 1).reshape(SIDE, SIDE)
-    for step in range(4 * SIDE):
-        spread = torch.maximum(
-            F.max_pool2d(labels[:, None], (3, 1), 1, (1, 0)), F.max_pool2d(labels[:, None], (1, 3), 1, (0, 1))
-        )
-        spread = spread[:, 0] * area
-        if step % 8 == 7 and torch.equal(spread, labels):
-            break
+    rows, columns = _runs(mask), _runs(mask.mT)
+    labels = mask * torch.arange(1, mask[0].numel() + 1).reshape(mask.shape[1:])
+    while True:
+        spread = _run_maximum(_run_maximum(labels, rows).mT, columns).mT
+        if torch.equal(spread, labels):
+            return labels
         labels = spread
-    return labels.long()
+
+
+def _runs(mask: Tensor) -> Tensor:
+    """(B, H, W) numbers of the runs of set pixels along the last axis, each its own; 0 is outside."""
+    start = mask & ~F.pad(mask, (1, 0))[..., :-1]
+    return start.flatten(1).cumsum(1).reshape(mask.shape) * mask
+
+
+def _run_maximum(labels: Tensor, runs: Tensor) -> Tensor:
+    """(B, H, W) labels, each replaced by the largest one of its run."""
+    flat, where = labels.flatten(1), runs.flatten(1)
+    best = torch.zeros_like(flat).scatter_reduce_(1, where, flat, "amax")
+    return best.gather(1, where).reshape(labels.shape)
 
 
 def _two_largest(labels: Tensor) -> Tensor:

@@ -51,6 +51,6 @@ class Teacher:
 
 
 def short_attention(length: int) -> AbstractContextManager[None]:
-    """Plain attention for short texts: the CPU's flash attention takes 5 times as long in half precision."""
+    """Plain attention for short texts: the CPU's flash attention is slower on them in half precision."""
     context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH) if length < 64 else nullcontext()
     return context
