@@ -131,6 +131,28 @@ def test_played_runs_are_kept_and_a_broken_one_does_not_end_the_league(
     assert len(missing(changed, tmp_path)) == 8 + 2  # none of the results is of this league
 
 
+@pytest.mark.parametrize(
+    ("objective", "corruptor", "kept"),
+    [
+        ("dpo", "independent_noise", True),
+        ("dspo", "independent_noise", False),
+        ("dpo", "ddim_inversion", False),
+    ],
+)
+def test_tries_share_reference_errors_that_stand_still(
+    objective: str, corruptor: str, kept: bool, tmp_path: Path
+) -> None:
+    recipe = {
+        "policy": {"model": "x", "adapter": {"rank": 2}},
+        "objective": {"name": objective},
+        "corruptor": {"name": corruptor},
+        "data": {"path": "x", "resolution": 64},
+    }
+    found = playing.with_kept_errors(recipe, tmp_path)
+    assert found["data"].get("reference_errors") == (str(tmp_path) if kept else None)
+    assert {**found["data"], "reference_errors": None} == {**recipe["data"], "reference_errors": None}
+
+
 def test_the_page_says_what_has_not_been_run(league: League, tmp_path: Path) -> None:
     jobs = list(main_jobs(league, {("unet", "base"): {}, ("unet", "dpo"): {"objective.beta": 2.0}}))[:2]
     results = results_of(jobs, base=(0.0, 0.9), dpo=(0.62, 0.88))
