@@ -52,12 +52,14 @@ def play(league: League, root: Path, *, most: int = 0, at_once: int = 1) -> int:
 
 
 def missing(league: League, root: Path) -> list[Job]:
-    """Runs without a valid result, in the order in which they are to be made."""
+    """Runs without a valid result, in the order in which they are to be made: the best-known methods with
+    all of theirs before the others.
+    """
     results = load_results(root)
     jobs = list(sweep_jobs(league))
     valid = valid_results(jobs, results)
     later = list(main_jobs(league, choose(league, valid)))
-    everything = [*jobs, *later]
+    everything = sorted([*jobs, *later], key=lambda j: not league.methods[j.method].known)
     return current(everything, results, {j.name: digest(j) for j in everything})
 
 

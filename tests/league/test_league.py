@@ -89,6 +89,20 @@ def test_the_first_seed_of_all_comes_before_the_others_of_the_known(league: Leag
     assert jobs[1].recipe["objective"] == {"name": "dpo", "beta": 2.0}
 
 
+def test_one_pipeline_can_be_played_alone_and_the_best_known_come_first(
+    league: League, tmp_path: Path
+) -> None:
+    alone = missing(league.on(["dit"]), tmp_path)
+    assert {j.pipeline for j in alone} == {"dit"}
+    assert league.on([]) == league
+    known = [league.methods[j.method].known for j in missing(league, tmp_path)]
+    assert known == sorted(known, reverse=True)
+    assert True in known
+    assert False in known
+    with pytest.raises(ValueError, match=r"no pipeline 'unnet'.*unet, dit"):
+        league.on(["unnet"])
+
+
 def test_rows_rank_by_gain_but_the_disobedient_come_last(league: League) -> None:
     def run(method: str, gain: float, obedience: float, seed: int = 0) -> Result:
         return replace(
