@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from scorers import catalogue
-from scorers.clip_hf import cast_towers, clip_folder, limits, load_clip, load_tokenizer, tokenize, unit
+from scorers.clip_hf import cast_towers, find_clip, limits, load_clip, load_tokenizer, tokenize, unit
 from scorers.preprocess import Preprocess
 from scorers.two_tower import TwoTower
 
@@ -80,17 +80,17 @@ class PickScore(TwoTower):
         dtype: torch.dtype = torch.float32,
         normalise: Normalise = "none",
     ) -> PickScore:
-        """Load a folder that holds a saved CLIPModel and its tokenizer.
+        """Load a folder that holds a saved CLIPModel and its tokenizer, or a file of the published sizes.
 
         Raises:
-            FileNotFoundError: no folder given or found, or a file is missing in it.
+            FileNotFoundError: nothing given or found, or a file is missing in the folder.
             ValueError: the weights do not fit the configuration key by key.
         """
-        folder = clip_folder(cls.name, weights)
-        clip = load_clip(folder)
+        path = find_clip(cls.name, weights, cls.weights)
+        clip = load_clip(path)
         cast_towers(clip, dtype)
-        preprocess = Preprocess.load(folder, limits(clip).side)
-        return cls(clip, load_tokenizer(folder, clip), preprocess, normalise).to(device)
+        preprocess = Preprocess.load(path, limits(clip).side)
+        return cls(clip, load_tokenizer(path, clip), preprocess, normalise).to(device)
 
     def scale(self) -> Tensor:
         """exp(logit_scale), a scalar, about 100 for trained models."""
