@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scorers.clip_layouts import to_open_clip
 from scorers.loading import build, need_weights, read_state
 from scorers.preprocess import Preprocess, Transform
 from scorers.texts import refuse_special
@@ -117,7 +118,7 @@ def load_open_clip(path: Path, architecture: str) -> CLIP:
     """Build an open_clip model from local weights, strictly, in the precision of the file.
 
     Args:
-        path: a file in open_clip's or OpenAI's layout (``{"state_dict": ...}`` or plain), or a folder of one.
+        path: a file in the layout of open_clip, OpenAI or transformers, or a folder of one.
         architecture: open_clip's name of the sizes; ``open_clip_config.json`` in the folder goes before it.
 
     Raises:
@@ -131,7 +132,7 @@ def load_open_clip(path: Path, architecture: str) -> CLIP:
     file = files[0] if files else path
     # OpenAI's checkpoints carry three numbers besides the weights.
     ignore = ["input_resolution", "context_length", "vocab_size"]
-    model = build(lambda: CLIP(**sizes), read_state(file), where=file, ignore=ignore)
+    model = build(lambda: CLIP(**sizes), to_open_clip(read_state(file)), where=file, ignore=ignore)
     n = model.context_length
     model.attn_mask = torch.full((n, n), float("-inf")).triu(1)
     model.sizes = sizes

@@ -107,9 +107,7 @@ class Mps(ScorerBase):
     range = (-100.0, 100.0)
     licence = "MIT"
     citation = "Zhang et al., Learning Multi-dimensional Human Preference, CVPR 2024, arXiv:2405.14705"
-    weights = (
-        "MPS_overall_checkpoint.pth as safetensors (Kwai-Kolors/MPS; a pickled module must be converted)"
-    )
+    weights = "MPS_overall_checkpoint.pth as safetensors (Kwai-Kolors/MPS; scorers.pickled converts it)"
     size = "1.1 B"
     preprocess: Preprocess
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import scorers
@@ -190,3 +190,48 @@ def test_towers_of_other_libraries_are_refused(tmp_path: Path) -> None:
     (tmp_path / CONFIG).write_text("{}")
     with pytest.raises(ValueError, match="gives no sizes"):
         load_open_clip(tmp_path, "ViT-H-14")
+
+
+def test_layout_of_transformers_and_of_mirrors(tmp_path: Path) -> None:
+    from transformers import CLIPConfig, CLIPModel
+
+    torch.manual_seed(1)
+    text, vision = TINY["text_cfg"], TINY["vision_cfg"]
+    tower = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_act": "gelu"}
+    clip = CLIPModel(
+        CLIPConfig(
+            text_config={
+                **tower,
+                "hidden_size": text["width"],
+                "intermediate_size": 64,
+                "max_position_embeddings": 12,
+                "vocab_size": 49408,
+                "eos_token_id": 2,
+            },
+            vision_config={
+                **tower,
+                "hidden_size": vision["width"],
+                "intermediate_size": 128,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+            projection_dim=16,
+        )
+    ).eval()
+    pixels, ids = torch.rand(2, 3, 28, 28), torch.tensor([[49406, 320, 2368, 49407, *[0] * 8]])
+    (tmp_path / CONFIG).write_text(json.dumps({"model_cfg": TINY}))
+    for prefix in ("", "model."):
+        save_file({prefix + k: v for k, v in clip.state_dict().items()}, tmp_path / "model.safetensors")
+        scorer = scorers.load("clipscore", tmp_path)
+        assert isinstance(scorer, ClipScore)
+        for found, theirs in (
+            (scorer.image_features(pixels), clip.get_image_features(pixel_values=pixels)),
+            (scorer.token_features(ids), clip.get_text_features(input_ids=ids)),
+        ):
+            torch.testing.assert_close(found, torch.nn.functional.normalize(theirs.pooler_output, dim=1))
+
+
+def test_programs_of_torchscript_are_refused(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 1)), tmp_path / "ViT-B-32.pt")
+    with pytest.raises(ValueError, match=r"ViT-B-32\.pt is a TorchScript program"):
+        scorers.load("clipscore-hessel", tmp_path / "ViT-B-32.pt")
