@@ -13,6 +13,7 @@ from torch import Tensor
 
 REBUILT = {
     "builtins": ("set",),
+    "__builtin__": ("set",),
     "collections": ("OrderedDict",),
     "torch": ("Size", "device"),
     "torch._utils": ("_rebuild_tensor_v2", "_rebuild_parameter"),
@@ -110,6 +111,8 @@ class _Module:
 
 def _is_data(name: str) -> bool:
     """Whether a name of torch is a storage or a number format."""
+    if "." in name:  # a path into torch could lead anywhere
+        return False
     return name.endswith("Storage") or isinstance(getattr(torch, name, None), torch.dtype)
 
 
