@@ -235,3 +235,12 @@ def test_programs_of_torchscript_are_refused(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 1)), tmp_path / "ViT-B-32.pt")
     with pytest.raises(ValueError, match=r"ViT-B-32\.pt is a TorchScript program"):
         scorers.load("clipscore-hessel", tmp_path / "ViT-B-32.pt")
+
+
+def test_logit_of_a_comparison_is_100_times_the_difference_of_cosines(weights: Path) -> None:
+    x = torch.rand(2, 3, 28, 28)
+    for name in ("hpsv2.1", "clipscore-torchmetrics"):
+        scorer = scorers.load(name, weights)
+        assert isinstance(scorer, OpenClipScorer)
+        cos = scorer.cosines(x, ["a cat"] * 2)
+        torch.testing.assert_close(scorer.compare(x[:1], x[1:], "a cat").logit, 100 * (cos[:1] - cos[1:]))
