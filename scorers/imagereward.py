@@ -41,8 +41,13 @@ class ImageReward(ScorerBase):
 
     name = "imagereward"
     licence = "Apache-2.0"
-    citation = "Xu et al., ImageReward: Learning and Evaluating Human Preferences for Text-to-Image Generation, 2023, arXiv:2304.05977"  # noqa: E501
-    weights = "folder of ImageReward.pt, med_config.json (THUDM/ImageReward) and bert-base-uncased's vocab.txt"
+    citation = (
+        "Xu et al., ImageReward: Learning and Evaluating Human Preferences for Text-to-Image Generation, "
+        "2023, arXiv:2304.05977"
+    )
+    weights = (
+        "folder of ImageReward.pt, med_config.json (THUDM/ImageReward) and bert-base-uncased's vocab.txt"
+    )
     size = "478 M"
     default_sizes = PUBLISHED
     """What a folder's own files do not say."""

@@ -1,4 +1,4 @@
-"""Losses of scorers with structure: intransitive embeddings, score distributions, noisy latents. Pure functions."""
+"""Losses of scorers with structure: intransitive embeddings, score distributions, noisy latents."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def gpm_regression_loss(
 
 
 def emd_loss(dist: Tensor, target: Tensor, *, r: float = 2.0) -> Tensor:
-    r"""NIMA's earth mover's distance between score distributions, mean over pictures (arXiv:1709.05424, eq. 1).
+    r"""NIMA's earth mover's distance of score distributions, mean over pictures (arXiv:1709.05424, eq. 1).
 
     :math:`(\frac1N \sum_k |\mathrm{CDF}_p(k) - \mathrm{CDF}_q(k)|^r)^{1/r}`.
 

@@ -1,4 +1,4 @@
-"""Qwen2-VL's transform of pictures (P-QWEN): smart resize, patches, on tensors, so that gradients reach pixels."""
+"""Qwen2-VL's transform of pictures (P-QWEN): smart resize and patches, with gradients to the pixels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ LONGEST_ASPECT = 200
 """Longest side over shortest beyond which Qwen2-VL refuses a picture."""
 
 
-def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+def smart_resize(
+    height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
     """Height and width that Qwen2-VL resizes to: multiples of ``factor`` of nearly the same aspect.
 
     Sides are rounded to multiples; if their product then leaves [min_pixels, max_pixels], both are scaled to
@@ -25,7 +27,7 @@ def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_p
     """
     if min(height, width) < 1 or max(height, width) > LONGEST_ASPECT * min(height, width):
         raise ValueError(
-            f"a picture of {height} x {width} pixels: one side must be at most {LONGEST_ASPECT} times the other"
+            f"a picture of {height} x {width} pixels: no side may be over {LONGEST_ASPECT} times the other"
         )
     h, w = (max(factor, round(side / factor) * factor) for side in (height, width))
     if h * w > max_pixels:
@@ -65,7 +67,7 @@ class QwenPixels(Transform):
         """Turn (B, 3, H, W) in [0, 1] into patches and their grid.
 
         Returns:
-            Patches (B * gh * gw, 3 * temporal * patch^2) float32 and grid (B, 3) int64: 1, gh, gw per picture.
+            Patches (B * gh * gw, 3 * temporal * patch^2) float32, and grid (B, 3) int64: 1, gh, gw each.
 
         Raises:
             ValueError: one side is more than 200 times the other.
@@ -77,9 +79,7 @@ class QwenPixels(Transform):
     def sides(self, height: int, width: int) -> tuple[int, int]:
         """Height and width that a picture of this height and width is resized to."""
         low, high = self._pixels(self.min_pixels), self._pixels(self.max_pixels)
-        return smart_resize(
-            height, width, factor=self.patch * self.merge, min_pixels=low, max_pixels=high
-        )
+        return smart_resize(height, width, factor=self.patch * self.merge, min_pixels=low, max_pixels=high)
 
     def tokens(self, height: int, width: int) -> int:
         """How many tokens a picture of this height and width takes in the text."""

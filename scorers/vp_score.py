@@ -18,6 +18,9 @@ class VPScore(ImageReward):
     """
 
     name = "vp-score"
-    citation = "Wu et al., Multimodal Large Language Model is a Human-Aligned Annotator for Text-to-Image Generation, 2024, arXiv:2404.15100"  # noqa: E501
+    citation = (
+        "Wu et al., Multimodal Large Language Model is a Human-Aligned Annotator for Text-to-Image "
+        "Generation, 2024, arXiv:2404.15100"
+    )
     weights = "folder of your own training, in ImageReward's layout; none are published"
     default_sizes = BlipSizes()

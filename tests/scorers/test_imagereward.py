@@ -112,7 +112,9 @@ def test_an_ascent_step_raises_the_score(scorer: ImageReward) -> None:
     x = torch.rand(2, 3, 40, 56, generator=torch.manual_seed(0), requires_grad=True)
     before = scorer.score_tensor(x, PROMPTS[:2])
     (grad,) = torch.autograd.grad(before.sum(), x)
-    after = scorer.score_tensor((x + 0.1 * grad / grad.abs().amax((1, 2, 3), keepdim=True)).detach(), PROMPTS[:2])
+    after = scorer.score_tensor(
+        (x + 0.1 * grad / grad.abs().amax((1, 2, 3), keepdim=True)).detach(), PROMPTS[:2]
+    )
     assert (after > before).all()
     assert all(not p.requires_grad for p in scorer.parameters())
 
@@ -144,7 +146,9 @@ def test_vp_score_is_not_standardised(scorer: ImageReward, folder: Path, tmp_pat
     assert vp.name in scorers.names()
     scorer.save(tmp_path / "vp")
     loaded = scorers.load("vp-score", weights=tmp_path / "vp")
-    torch.testing.assert_close(loaded.score_tensor(x, ["a"]), scorer.score_tensor(x, ["a"]))  # sizes.json says so
+    torch.testing.assert_close(
+        loaded.score_tensor(x, ["a"]), scorer.score_tensor(x, ["a"])
+    )  # sizes.json says so
 
 
 def test_half_precision_keeps_the_head(folder: Path) -> None:
