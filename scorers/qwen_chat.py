@@ -88,7 +88,7 @@ def load_tokenizer(name: str, folder: Path, words: int, needed: Sequence[str]) -
 
     if not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
         raise FileNotFoundError(
-            f"scorer {name!r}: {folder} holds no tokenizer; put that of the Qwen2-VL model into the same folder"
+            f"scorer {name!r}: {folder} holds no tokenizer; put the Qwen2-VL model's there"
         )
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     known = tokenizer.get_vocab()
@@ -97,6 +97,6 @@ def load_tokenizer(name: str, folder: Path, words: int, needed: Sequence[str]) -
         raise ValueError(f"{folder}: the tokenizer lacks {', '.join(missing)}; it is not a Qwen2-VL's")
     if max(known.values()) >= words:
         raise ValueError(
-            f"{folder}: the tokenizer counts up to {max(known.values())} but the model knows {words} tokens only"
+            f"{folder}: the tokenizer's last token is {max(known.values())}, the model knows {words} tokens"
         )
     return tokenizer

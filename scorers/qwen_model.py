@@ -42,7 +42,7 @@ def config_of(folder: Path, words: int) -> Any:
     file = folder / "config.json"
     if not file.is_file():
         raise FileNotFoundError(
-            f"{folder} holds no config.json; put that of the Qwen2-VL model (e.g. Qwen/Qwen2-VL-7B-Instruct) there"
+            f"{folder} holds no config.json; put the Qwen2-VL model's there"
         )
     try:
         kind = json.loads(file.read_text())["model_type"]
