@@ -133,14 +133,15 @@ class BlipRegressor(nn.Module):
         pixels = pixels.to(self.vision.post_layernorm.weight.dtype)
         tokens = self.vision(pixel_values=pixels).last_hidden_state  # (B, P, vision_width)
         seen = self.text(input_ids=ids, attention_mask=mask, encoder_hidden_states=tokens)
-        out: Tensor = self.mlp(seen.last_hidden_state[:, 0].float())
+        with torch.autocast(pixels.device.type, enabled=False):
+            out: Tensor = self.mlp(seen.last_hidden_state[:, 0].float())
         return out[:, 0]
 
 
 class RewardMLP(nn.Module):
     """768 -> 1024 -> 128 -> 64 -> 16 -> 1 without activations: an affine map, with dropout in training.
 
-    Weights start at N(0, 1 / (inputs + 1)), biases at 0, as published.
+    Weights start with a deviation of 1 / (width + 1), biases at 0, as published.
     """
 
     def __init__(self, width: int) -> None:
@@ -158,7 +159,7 @@ class RewardMLP(nn.Module):
         )
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight, std=(width + 1) ** -0.5)
+                nn.init.normal_(layer.weight, std=1 / (width + 1))
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:

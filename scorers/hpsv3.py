@@ -65,7 +65,8 @@ class HPSv3Network(nn.Module):
         words = words.masked_scatter(at, torch.cat(list(seen)).to(words.dtype))
         out = self.model.language_model(inputs_embeds=words, attention_mask=tokens.mask, use_cache=False)
         hidden = out.last_hidden_state[tokens.ids == reward]  # (B, D)
-        result: Tensor = self.rm_head(hidden.float())
+        with torch.autocast(hidden.device.type, enabled=False):
+            result: Tensor = self.rm_head(hidden.float())
         return result
 
 

@@ -32,7 +32,11 @@ class Chat(Protocol):
         ...
 
     def next_logits(
-        self, pictures: Sequence[Tensor], questions: Sequence[str], answers: Sequence[str], words: Sequence[str]
+        self,
+        pictures: Sequence[Tensor],
+        questions: Sequence[str],
+        answers: Sequence[str],
+        words: Sequence[str],
     ) -> Tensor:
         """(B, W) float32 logits of W words as the next token after B beginnings of an answer."""
         ...
@@ -78,7 +82,9 @@ class QwenChat(nn.Module):
         state = rename(read_state(folder))
         words = state.get("model.language_model.embed_tokens.weight")
         if words is None:
-            raise ValueError(f"{folder} holds no Qwen2-VL: there is no model.embed_tokens.weight in the weights")
+            raise ValueError(
+                f"{folder} holds no Qwen2-VL: there is no model.embed_tokens.weight in the weights"
+            )
         config = config_of(folder, len(words))
         if config.tie_word_embeddings:
             state.setdefault("lm_head.weight", words)
@@ -110,7 +116,11 @@ class QwenChat(nn.Module):
         return found
 
     def next_logits(
-        self, pictures: Sequence[Tensor], questions: Sequence[str], answers: Sequence[str], words: Sequence[str]
+        self,
+        pictures: Sequence[Tensor],
+        questions: Sequence[str],
+        answers: Sequence[str],
+        words: Sequence[str],
     ) -> Tensor:
         """See Chat; raises ValueError if a word is not one token."""
         ids = [self.token(word) for word in words]

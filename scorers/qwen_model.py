@@ -41,9 +41,7 @@ def config_of(folder: Path, words: int) -> Any:
 
     file = folder / "config.json"
     if not file.is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no config.json; put the Qwen2-VL model's there"
-        )
+        raise FileNotFoundError(f"{folder} holds no config.json; put the Qwen2-VL model's there")
     try:
         kind = json.loads(file.read_text())["model_type"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:

@@ -61,7 +61,9 @@ def parse_pair_axes(text: str) -> Parsed:
     shares = [(float(one[1]), float(one[2])) for one in found if one is not None]
     if len(shares) < len(AXES):
         return Parsed((math.nan,) * len(AXES), "missing")
-    fits = _within([x for pair in shares for x in pair], 0, 1) and all(abs(a + b - 1) <= 0.02 for a, b in shares)
+    fits = _within([x for pair in shares for x in pair], 0, 1) and all(
+        abs(a + b - 1) <= 0.02 for a, b in shares
+    )
     return Parsed(tuple(a for a, _ in shares), "ok") if fits else _bad(len(AXES))
 
 

@@ -33,7 +33,11 @@ class Script:
         return [self.say[round(float(x.mean()), 1)] for x in pictures[0]]
 
     def next_logits(
-        self, pictures: Sequence[Tensor], questions: Sequence[str], answers: Sequence[str], words: Sequence[str]
+        self,
+        pictures: Sequence[Tensor],
+        questions: Sequence[str],
+        answers: Sequence[str],
+        words: Sequence[str],
     ) -> Tensor:
         self.begun = list(answers)
         return torch.tensor([[self.logits[w] for w in words]] * len(questions))
@@ -81,7 +85,9 @@ def test_other_replies() -> None:
     assert parse_pair("Both images are equally good.")[:2] == ((0.5,), "ok")
     assert parse_pair("Image 1 is better. No, Image 2 is better.").status == "ambiguous"
     assert parse_pair("the left one").status == "missing"
-    shares = "".join(f"{a} Score:\n Image 1: 0.4\n Image 2: 0.6\n\n" for a in ("Alignment", "Coherence", "Style"))
+    shares = "".join(
+        f"{a} Score:\n Image 1: 0.4\n Image 2: 0.6\n\n" for a in ("Alignment", "Coherence", "Style")
+    )
     assert parse_pair_axes(shares)[:2] == ((0.4, 0.4, 0.4), "ok")
     assert parse_pair_axes(shares.replace("0.6", "0.9")).status == "out_of_range"
     assert parse_pair_axes("").status == "missing"
@@ -137,7 +143,9 @@ def test_soft_answers_use_the_chances_of_the_deciding_word() -> None:
     chat = Script({0.1: "So Image 1 is better.", 0.9: "Image 2 is better."}, {"1": 2.0, "2": 1.0})
     pair = UnifiedReward(chat, soft=True).compare(grey(0.1), grey(0.9), "a cat")
     assert chat.begun == ["Image "]
-    torch.testing.assert_close(pair.prob, torch.tensor([0.5]))  # 1 is likelier in both orders: places, not pictures
+    torch.testing.assert_close(
+        pair.prob, torch.tensor([0.5])
+    )  # 1 is likelier in both orders: places, not pictures
     assert pair.order_agreement is not None
     assert pair.order_agreement.tolist() == [0]
     with pytest.raises(ValueError, match="digit by digit"):
