@@ -147,7 +147,7 @@ class DRM(ScorerBase):
         return joint_inputs(self.encoder.encode_images(x01), self.encoder.encode_prompts(prompts))
 
     def score_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Score pictures (B, 3, H, W) in [0, 1] for B prompts: (B,) float32, differentiable in the pictures."""
+        """Score pictures (B, 3, H, W) in [0, 1] for B prompts: (B,) float32, differentiable in pictures."""
         return self.heads.reward(self.embed(x01, prompts))
 
     def score_dims(self, x01: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:

@@ -56,7 +56,7 @@ class GPMOptions:
 
 
 class GPMHead(nn.Module):
-    """Embeddings (B, 2k) from inputs (B, width), and weights (B, k) of the planes from prompts (B, text_width)."""
+    """Embeddings (B, 2k) from inputs (B, width), weights (B, k) of the planes from prompts (B, text_width)."""
 
     def __init__(self, width: int, text_width: int, options: GPMOptions) -> None:
         """Start at N(0, 1 / (inputs + 1)^2), as published."""

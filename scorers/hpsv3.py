@@ -30,8 +30,8 @@ HEAD_HIDDEN = 1024
 class HPSv3Network(nn.Module):
     """Qwen2-VL without its word head, and the reward head in float32.
 
-    Positions are 0, 1, 2, ... on all three rotary axes, also over the picture's tokens: the published model was
-    trained so, and Qwen2-VL's own picture positions give other scores.
+    Positions are 0, 1, 2, ... on all three rotary axes, also over the picture's tokens: the published model
+    was trained so, and Qwen2-VL's own picture positions give other scores.
     """
 
     def __init__(self, config: Any) -> None:
@@ -83,7 +83,10 @@ class HPSv3(ScorerBase):
     name = "hpsv3"
     licence = "MIT"
     citation = "Ma et al., HPSv3: Towards Wide-Spectrum Human Preference Score, 2025, arXiv:2508.03789"
-    weights = "folder of HPSv3.safetensors (MizzenAI/HPSv3) with Qwen/Qwen2-VL-7B-Instruct's config.json and tokenizer"
+    weights = (
+        "folder of HPSv3.safetensors (MizzenAI/HPSv3) with config.json and tokenizer of "
+        "Qwen/Qwen2-VL-7B-Instruct"
+    )
     size = "8.3 B"
     preprocess: QwenPixels
 
@@ -131,7 +134,7 @@ class HPSv3(ScorerBase):
         return cls(network, tokenizer, pixels).to(device)
 
     def score_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Score pictures (B, 3, H, W) in [0, 1] for B prompts: (B,) float32 mu, differentiable in the pictures.
+        """Score pictures (B, 3, H, W) in [0, 1] for B prompts: (B,) float32 mu, differentiable in pictures.
 
         Raises:
             ValueError: wrong shapes, not one prompt per picture, or a special token in a prompt.
@@ -167,8 +170,8 @@ class HPSv3(ScorerBase):
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Save weights under their published (old) key names, configuration and tokenizer, for ``load``.
 
-        ``dtype`` is that of the language and vision weights in the file; the head stays in float32. Every file
-        is moved into place when it is whole, weights last.
+        ``dtype`` is that of the language and vision weights in the file; the head stays in float32. Every
+        file is moved into place when it is whole, weights last.
         """
         from safetensors.torch import save_file
 

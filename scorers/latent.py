@@ -17,8 +17,8 @@ from scorers.registry import Registry
 class LatentScorer(Protocol):
     """A reward model that looks at latents inside the denoising process: any object with these attributes.
 
-    Attributes mean what they mean in ``scorers.protocol.Scorer``, with ``space = "latent"`` and ``"timestep"``
-    among the needs.
+    Attributes mean what they mean in ``scorers.protocol.Scorer``; ``space`` is ``"latent"`` and the needs
+    hold ``"timestep"``.
     """
 
     name: str
@@ -53,7 +53,7 @@ class LatentLoader(Protocol):
 
 
 latent_scorers: Registry[LatentLoader] = Registry("latent scorer", entry_points="scorers.latent")
-"""Latent scorers by name: ``@latent_scorers.register("lrm")``, or the entry-point group ``scorers.latent``."""
+"""Latent scorers by name: ``@latent_scorers.register("lrm")``, or entry points in ``scorers.latent``."""
 
 
 def load_latent(

@@ -29,7 +29,7 @@ class NIMAOptions:
 
 
 class DistributionHead(nn.Module):
-    """Probabilities (B, bins) of marks from features (B, width) (arXiv:1709.05424); train it with ``emd_loss``."""
+    """Probabilities (B, bins) of marks from features (B, width); train it with ``emd_loss``."""
 
     def __init__(self, width: int, options: NIMAOptions) -> None:
         """Start with random weights."""

@@ -1,4 +1,4 @@
-"""A local Qwen2-VL or Qwen2.5-VL that looks at pictures and answers questions: logits and replies, in batches."""
+"""A local Qwen2-VL or Qwen2.5-VL that answers questions about pictures: logits and replies, in batches."""
 
 from __future__ import annotations
 

@@ -33,8 +33,8 @@ MARKS = ("1", "2", "3", "4", "5")
 class UnifiedReward(ScorerBase):
     """Marks of 1 to 5 that a model writes, and comparisons in both orders; no gradient.
 
-    A reply without a readable mark scores NaN and says so in ``status``; it never counts as 0. ``compare`` asks
-    in both orders, averages the two answers and reports where they agree, as the model prefers one place.
+    A reply without a readable mark scores NaN and says so in ``status``; it never counts as 0. ``compare``
+    asks in both orders, averages the two answers and reports where they agree, as the model prefers one place.
 
     Args:
         chat: the model, local or a client of a server.
@@ -49,7 +49,10 @@ class UnifiedReward(ScorerBase):
     range = (1.0, 5.0)
     differentiable = False
     licence = "code and questions MIT; the weights' licence stands with them"
-    citation = "Wang et al., Unified Reward Model for Multimodal Understanding and Generation, 2025, arXiv:2503.05236"
+    citation = (
+        "Wang et al., Unified Reward Model for Multimodal Understanding and Generation, 2025, "
+        "arXiv:2503.05236"
+    )
     weights = "folder of CodeGoat24/UnifiedReward-qwen-7b (or 2.0-qwen-7b) with its tokenizer"
     size = "8.3 B"
 
@@ -189,7 +192,7 @@ class UnifiedReward(ScorerBase):
     def _chances(
         self, shown: list[Tensor], asked: list[str], replies: list[str], parsed: list[Parsed], hard: Tensor
     ) -> Tensor:
-        """(B,) chance of "1" against "2" where the verdict names a picture; ties and unread stay as they are."""
+        """(B,) chance of "1" against "2" where the verdict names a picture; others stay as they are."""
         logits = self._choices(shown, asked, replies, parsed, ("1", "2")).cpu()
         named = torch.tensor([p.at >= 0 for p in parsed])
         return torch.where(named, (logits[:, 0] - logits[:, 1]).sigmoid(), hard)

@@ -26,9 +26,9 @@ NO = ("No", "no", "NO", " No", " no")
 class VQAScore(ScorerBase):
     """Chance in (0, 1) that the model answers yes, from one look, without writing an answer.
 
-    ``form="yes-no"``: sigmoid of s = logsumexp(logits of yes) - logsumexp(logits of no); s is ``raw`` and does
-    not saturate. ``form="likelihood"``: the published exp(-mean cross-entropy) of the answer "Yes" and the end
-    of the turn, a geometric mean.
+    ``form="yes-no"``: sigmoid of s = logsumexp(logits of yes) - logsumexp(logits of no); s is ``raw`` and
+    does not saturate. ``form="likelihood"``: the published exp(-mean cross-entropy) of the answer "Yes" and
+    the end of the turn, a geometric mean.
 
     Args:
         chat: the model.
@@ -39,7 +39,10 @@ class VQAScore(ScorerBase):
     dims = ("alignment",)
     range = (0.0, 1.0)
     licence = "Apache-2.0 (formula); that of the model you give"
-    citation = "Lin et al., Evaluating Text-to-Visual Generation with Image-to-Text Generation, 2024, arXiv:2404.01291"
+    citation = (
+        "Lin et al., Evaluating Text-to-Visual Generation with Image-to-Text Generation, 2024, "
+        "arXiv:2404.01291"
+    )
     weights = "folder of a Qwen2-VL or Qwen2.5-VL with its tokenizer, e.g. Qwen/Qwen2.5-VL-7B-Instruct"
     size = "2 to 72 B"
 
