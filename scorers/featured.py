@@ -28,7 +28,8 @@ O = TypeVar("O", bound="DataclassInstance")  # noqa: E741
 
 def image_inputs(image: Tensor) -> Tensor:
     """(B, D) input of a head from unit features (B, D) of pictures: entries of about unit size."""
-    return image * image.shape[1] ** 0.5
+    root: float = image.shape[1] ** 0.5
+    return image * root
 
 
 def joint_inputs(image: Tensor, text: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class GPMOptions:
 
 
 class GPMHead(nn.Module):
-    """Embeddings (B, 2k) from inputs (B, width), weights (B, k) of the planes from prompts (B, text_width)."""
+    """Embeddings (B, 2k) from inputs (B, width), weights (B, k) of planes from prompts (B, text_width)."""
 
     def __init__(self, width: int, text_width: int, options: GPMOptions) -> None:
         """Start at N(0, 1 / (inputs + 1)^2), as published."""
@@ -175,8 +175,8 @@ class GPM(ScorerBase):
             raise ValueError(f"{len(first)} pictures cannot be compared with {len(second)}; give pairs")
         texts = broadcast(prompts, len(first))
         with torch.no_grad():
-            sides = [self._embed_all(side, texts, chunk) for side in (first, second)]
-            logit = (gpm_score(*sides, self.gate(texts)) / self.temperature).cpu()
+            v, w = (self._embed_all(side, texts, chunk) for side in (first, second))
+            logit = (gpm_score(v, w, self.gate(texts)) / self.temperature).cpu()
         prob, threshold = logit.sigmoid(), self.tie_threshold
         tie = None if threshold is None else ((2 * prob - 1).abs() <= threshold).float()
         return PairOutput(logit=logit, prob=prob, tie_prob=tie, meta=self.describe())

@@ -46,8 +46,8 @@ def von_neumann_winner(prob: Tensor) -> Tensor:
     """(n,) lottery over pictures that no picture beats more often than half the time; float32, sum 1.
 
     The mixed equilibrium of the game "choose the better picture" (Dudik et al., 2015, arXiv:1502.06362).
-    Where several exist it is near the one of largest entropy, so equal pictures get equal shares and the order does
-    not matter. Solved with an entropy term that shrinks to 1e-4, by Newton's method, in float64.
+    Where several exist it is near the one of largest entropy, so equal pictures get equal shares and the
+    order does not matter. Solved with an entropy term that shrinks to 1e-4, by Newton's method, in float64.
 
     Args:
         prob: (n, n) chance that picture i beats picture j; prob + prob.T = 1.

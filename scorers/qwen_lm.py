@@ -181,9 +181,11 @@ class QwenChat(nn.Module):
 def _network(config: Any) -> nn.Module:
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
 
-    if config.model_type == "qwen2_vl":
-        return Qwen2VLForConditionalGeneration(config)
-    return Qwen2_5_VLForConditionalGeneration(config)
+    old = config.model_type == "qwen2_vl"
+    network: nn.Module = (Qwen2VLForConditionalGeneration if old else Qwen2_5_VLForConditionalGeneration)(
+        config
+    )
+    return network
 
 
 def _pixels(folder: Path, vision: Any) -> QwenPixels:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self, cast
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class UnifiedReward(ScorerBase):
     """Marks of 1 to 5 that a model writes, and comparisons in both orders; no gradient.
 
     A reply without a readable mark scores NaN and says so in ``status``; it never counts as 0. ``compare``
-    asks in both orders, averages the two answers and reports where they agree, as the model prefers one place.
+    asks in both orders, averages the two answers and reports where they agree: models prefer a place.
 
     Args:
         chat: the model, local or a client of a server.
@@ -216,5 +216,5 @@ def _stacks(first: Sequence[Tensor], second: Sequence[Tensor], chunk: int) -> li
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     sizes: dict[tuple[torch.Size, torch.Size], list[int]] = defaultdict(list)
     for i, (x, y) in enumerate(zip(first, second, strict=True)):
-        sizes[cast(tuple[torch.Size, torch.Size], (x.shape, y.shape))].append(i)
+        sizes[(x.shape, y.shape)].append(i)
     return [rows[i : i + chunk] for rows in sizes.values() for i in range(0, len(rows), chunk)]

@@ -13,6 +13,7 @@ from torch import Tensor
 from scorers import catalogue
 from scorers.base import ScorerBase, check_batch
 from scorers.protocol import Details
+from scorers.qwen import QwenPixels
 from scorers.qwen_chat import END
 from scorers.qwen_lm import QwenChat
 
@@ -45,6 +46,7 @@ class VQAScore(ScorerBase):
     )
     weights = "folder of a Qwen2-VL or Qwen2.5-VL with its tokenizer, e.g. Qwen/Qwen2.5-VL-7B-Instruct"
     size = "2 to 72 B"
+    preprocess: QwenPixels
 
     def __init__(self, chat: QwenChat, form: Form = "yes-no") -> None:
         """See the class.
