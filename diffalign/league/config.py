@@ -86,26 +86,20 @@ class League:
     draw: Literal["scatter", "curve", "none"] = "scatter"
     """Picture: gain against obedience; a line for each method over the varied option; none."""
 
-    def __post_init__(self) -> None:
-        """Check names of pipelines and methods.
-
-        Raises:
-            ValueError: a method on a pipeline that there is not, or one that is like no parent's.
-        """
-        for name, method in self.methods.items():
-            unknown = sorted({*method.pipelines, *method.on} - set(self.pipelines))
-            if unknown and not self.parent:
-                raise ValueError(
-                    f"methods.{name} names pipeline {unknown[0]!r}; there are {', '.join(self.pipelines)}"
-                )
-            if method.like and not self.parent:
-                raise ValueError(f"methods.{name}.like is {method.like!r}, and no parent league is named")
-        if self.draw == "curve" and len(self.vary) != 1:
-            raise ValueError("draw is curve, which needs one option under vary")
-
     def points(self) -> list[dict[str, float]]:
         """All combinations of what is varied; one empty one where nothing is."""
         return combinations(self.vary)
+
+    def on(self, names: Sequence[str]) -> League:
+        """The league on these pipelines alone; none named is all.
+
+        Raises:
+            ValueError: there is no such pipeline.
+        """
+        for name in names:
+            if name not in self.pipelines:
+                raise ValueError(f"no pipeline {name!r} in this league; it has {', '.join(self.pipelines)}")
+        return replace(self, pipelines={n: self.pipelines[n] for n in names or self.pipelines})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,10 +126,29 @@ def read_league(path: Path) -> League:
 
     Raises:
         ConfigError: a misspelt key or a wrong value.
-        ValueError: a study is like a method that its parent lacks.
+        ValueError: names that do not fit, or a study that is like a method that its parent lacks.
     """
     league = load(League, path)
+    check_names(league)
     return based_on(league, load(League, Path(league.parent))) if league.parent else league
+
+
+def check_names(league: League) -> None:
+    """Check that pipelines, parents and pictures that a file names are there.
+
+    Raises:
+        ValueError: says what is not, and what there is.
+    """
+    for name, method in league.methods.items():
+        unknown = sorted({*method.pipelines, *method.on} - set(league.pipelines))
+        if unknown and not league.parent:
+            raise ValueError(
+                f"methods.{name} names pipeline {unknown[0]!r}; there are {', '.join(league.pipelines)}"
+            )
+        if method.like and not league.parent:
+            raise ValueError(f"methods.{name}.like is {method.like!r}, and no parent league is named")
+    if league.draw == "curve" and len(league.vary) != 1:
+        raise ValueError("draw is curve, which needs one option under vary")
 
 
 def based_on(study: League, parent: League) -> League:

@@ -98,7 +98,7 @@ class WorldConfig:
     flip: float = 0.0
     """Share of votes and likes that are turned round afterwards; ties are not."""
     scorers: tuple[str, ...] = ()
-    """Scorers (name or name=weights) that judge the pictures; their labels, e.g. smpo, go beside the votes."""
+    """Scorers (name or name=weights) that judge the pictures; their labels (smpo) go beside the votes."""
     rule: str | None = None
     """Make the pairs by this rule of diffalign score --pairs, from the scorers, instead of by votes."""
     captions: Literal["prompt", "c", "p", "h"] = "prompt"
