@@ -33,6 +33,7 @@ from diffalign.policy.lora import (
     with_source_alpha,
     without_dropout,
 )
+from diffalign.policy.modes import evaluating
 from diffalign.policy.precision import arithmetic, computing
 from diffalign.policy.reference import Reference, ReferenceOptions, make_reference
 from diffalign.policy.reference import ReferenceKind as ReferenceKind
@@ -388,15 +389,10 @@ class Policy:
         switches them, and in its arithmetic; then as before.
         """
         denoiser: nn.Module = getattr(self.pipeline, self.family.component)
-        training = denoiser.training
-        denoiser.eval()
-        try:
-            guided = two_models(self.pipeline, denoiser, self.guidance)
-            whole = folded(denoiser) if self.guidance is None else nullcontext()
-            with guided, whole, computing(denoiser, self.device, self.dtype):
-                yield
-        finally:
-            denoiser.train(training)
+        guided = two_models(self.pipeline, denoiser, self.guidance)
+        whole = folded(denoiser) if self.guidance is None else nullcontext()
+        with evaluating(denoiser), guided, whole, computing(denoiser, self.device, self.dtype):
+            yield
 
     @contextmanager
     def base(self) -> Iterator[None]:
