@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from diffalign.league.config import League, main_jobs, read_league, sweep_jobs
 from diffalign.league.page import write_page
 from diffalign.league.play import chosen, digest, missing, result_of
 from diffalign.league.results import choose, rows, save_result
+from diffalign.train.align import load_recipe
 from diffalign.train.run import RunFolder
 from tests.league.test_league import BASE
 
@@ -174,3 +176,20 @@ def test_a_study_like_nothing_and_an_unknown_column_are_refused(study: League, t
         read_league(file)
     with pytest.raises(ValueError, match=r"columns names .gains.; there are gain in s"):
         write_page(replace(study, columns=("gains",)), {}, tmp_path)
+
+
+@pytest.mark.parametrize("file", sorted(Path("training/studies").glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_recipe_of_the_packaged_studies_loads(file: Path, tmp_path: Path) -> None:
+    study, parent = read_league(file), read_league(Path("training/league.yaml"))
+    tried = {
+        (p, name): (parent.methods[m.like] if m.like else m).settings(p)[0]
+        for p, (name, m) in product(study.pipelines, study.methods.items())
+    }
+    jobs = list(main_jobs(study, tried))
+    assert len({j.name for j in jobs}) == len(jobs)
+    for job in {(j.pipeline, j.method): j for j in jobs}.values():
+        config = load_recipe({**job.recipe, "output": "unused"})
+        assert config.steps * config.batch >= 800
+    write_page(study, {}, tmp_path, file.stem)
+    page = (tmp_path / f"{file.stem}.md").read_text()
+    assert page.count("not run yet") == len(jobs) / len(study.seeds)
