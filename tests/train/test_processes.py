@@ -26,6 +26,22 @@ def test_two_processes_equal_one_for_every_objective(tmp_path: Path) -> None:
     assert different <= OWN_BATCH
 
 
+@pytest.mark.slow
+def test_two_processes_train_in_rounds_on_the_same_losers(tmp_path: Path) -> None:
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        options = ("losers={iterations: 2, sampling_steps: 1}", "steps=2", "ema=0", "checkpoint_every=0")
+        launch(processes, "sd", str(tmp_path / "models"), str(folder), *options, f"data.cache={folder}-cache")
+        lines = (folder / "round-2" / "metrics.jsonl").read_text().splitlines()
+        assert len(lines) == 2
+    for number in (1, 2):
+        runs = [tmp_path / str(processes) / f"round-{number}" for processes in (1, 2)]
+        one, two = (weights(run) for run in runs)
+        losses = [[row["loss"] for row in RunFolder(root=run).rows()] for run in runs]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+        assert all(torch.allclose(one[k], two[k], rtol=1e-3, atol=1e-4) for k in one)
+
+
 def test_those_that_differ_say_that_they_are_coupled() -> None:
     assert OWN_BATCH <= COUPLED
 
