@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,7 @@ class ScorerBase(nn.Module):
 
     def __call__(
         self,
-        images: ImageLike | Sequence[ImageLike],
+        images: ImageLike | Sequence[ImageLike] | Sequence[Sequence[ImageLike]],
         prompts: str | Sequence[str] | None = None,
         *,
         chunk: int = 32,
@@ -80,23 +80,31 @@ class ScorerBase(nn.Module):
         """Score pictures without gradients.
 
         Args:
-            images: n pictures of any sizes and kinds, see ``scorers.images``.
-            prompts: one prompt for all of them or n prompts; None where the scorer needs none.
+            images: n pictures of any sizes and kinds, see ``scorers.images``; or groups of them, lists in a
+                list, each group for one prompt.
+            prompts: one prompt for all of them, or one for each picture or group; None where the scorer needs
+                none.
             chunk: how many pictures go through the network at once.
             value_range: meaning of float pictures.
             cross: score every picture with every prompt, of any number: ``score`` is (n, N).
 
         Raises:
-            ValueError: as many prompts as pictures are needed, or one; an empty prompt; a bad picture;
-                ``chunk`` below 1.
+            ValueError: as many prompts as pictures (or groups) are needed, or one; an empty prompt; a bad
+                picture; an empty group; ``chunk`` below 1.
         """
         if chunk < 1:
             raise ValueError(f"chunk must be at least 1, got {chunk}")
-        pictures = to_tensors(images, value_range)
+        needed = "prompt" in self.needs
+        flat, groups = _ungrouped(images)
+        pictures = to_tensors(flat, value_range)
         if cross:
-            return self._output(_gather(self._crossed(pictures, _listed(prompts), chunk)))
-        texts = broadcast(prompts, len(pictures), needed="prompt" in self.needs)
-        return self._output(_gather(self._detailed(pictures, texts, chunk)))
+            return self._output(_gather(self._crossed(pictures, _listed(prompts), chunk)), groups)
+        if groups is None:
+            texts = broadcast(prompts, len(pictures), needed=needed)
+        else:
+            each = broadcast(prompts, groups[-1] + 1, needed=needed, what="groups")
+            texts = [each[group] for group in groups]
+        return self._output(_gather(self._detailed(pictures, texts, chunk)), groups)
 
     def compare(
         self,
@@ -143,7 +151,7 @@ class ScorerBase(nn.Module):
         found = {"scorer": self.name, "version": self.version, "dtype": dtype}
         return found if self.preprocess is None else found | {"preprocess": self.preprocess.id}
 
-    def _output(self, found: Details) -> ScoreOutput:
+    def _output(self, found: Details, groups: list[int] | None) -> ScoreOutput:
         return ScoreOutput(
             score=found.score,
             dims=found.dims,
@@ -152,6 +160,7 @@ class ScorerBase(nn.Module):
             status=None if found.status is None else tuple(found.status),
             meta=self.describe(),
             higher_better=self.higher_better,
+            groups=None if groups is None else tuple(groups),
         )
 
     def _detailed(
@@ -178,8 +187,10 @@ class ScorerBase(nn.Module):
                 yield part, torch.stack([pictures[i] for i in part]).to(self.device)
 
 
-def broadcast(prompts: str | Sequence[str] | None, n: int, *, needed: bool = True) -> list[str]:
-    """Return n prompts from one or from n.
+def broadcast(
+    prompts: str | Sequence[str] | None, n: int, *, needed: bool = True, what: str = "images"
+) -> list[str]:
+    """Return n prompts from one or from n; ``what`` there are n of, for errors.
 
     Raises:
         ValueError: another number of prompts, or None or an empty one where prompts are needed.
@@ -191,7 +202,7 @@ def broadcast(prompts: str | Sequence[str] | None, n: int, *, needed: bool = Tru
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     if len(texts) not in (1, n):
         raise ValueError(
-            f"{n} images but {len(texts)} prompts; give one prompt for all images or {n} prompts"
+            f"{n} {what} but {len(texts)} prompts; give one prompt for all {what} or {n} prompts"
         )
     if needed:
         refuse_empty(texts)
@@ -224,6 +235,21 @@ def check_batch(x01: Tensor, prompts: Sequence[str]) -> None:
         raise ValueError(
             f"score_tensor needs a list of {len(x01)} prompts for {len(x01)} pictures, got {count}"
         )
+
+
+def _ungrouped(
+    images: ImageLike | Sequence[ImageLike] | Sequence[Sequence[ImageLike]],
+) -> tuple[ImageLike | Sequence[ImageLike], list[int] | None]:
+    """Pictures of all groups in a row, with the group of each; None where there are no groups."""
+    if not isinstance(images, list | tuple) or not any(isinstance(part, list | tuple) for part in images):
+        return cast("ImageLike | Sequence[ImageLike]", images), None
+    for i, part in enumerate(images):
+        if not isinstance(part, list | tuple) or not part:
+            raise ValueError(
+                f"pictures are given in groups, but group {i} is not a list of one picture or more"
+            )
+    numbers = [i for i, part in enumerate(images) for _ in part]
+    return [image for part in images for image in part], numbers
 
 
 def _listed(prompts: str | Sequence[str] | None) -> list[str]:

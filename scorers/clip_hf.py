@@ -1,22 +1,30 @@
-"""What the scorers on a transformers CLIPModel share: reading a folder, limits, precision, unit features."""
+"""What the scorers on a transformers CLIPModel share: layouts, limits, precision, features, saving."""
 
 from __future__ import annotations
 
+import json
+import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from scorers.loading import build, need_weights, read_state
+from scorers.preprocess import Preprocess
 from scorers.texts import refuse_special
+from scorers.two_tower import TwoTower
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from transformers import CLIPModel, PreTrainedTokenizerBase
+    from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
     from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+OLD_KEYS = ("*position_ids",)
+"""Old checkpoints carry position ids, which are just 0, 1, 2, ... and no longer saved."""
 
 
 class Limits(NamedTuple):
@@ -34,61 +42,98 @@ def limits(clip: CLIPModel) -> Limits:
     return Limits(vision.image_size, text.max_position_embeddings, text.vocab_size)
 
 
-def clip_folder(name: str, weights: Path | None) -> Path:
-    """Folder of a saved CLIPModel with its tokenizer.
+def find_clip(name: str, weights: Path | None, what: str) -> Path:
+    """Folder of a saved CLIPModel with its tokenizer, or a file with weights of the published sizes.
 
     Raises:
-        FileNotFoundError: no folder given or found, or a file is missing in it.
+        FileNotFoundError: nothing given or found, or a file is missing in the folder.
     """
-    folder = need_weights(name, weights, "the folder of a saved CLIPModel with its tokenizer")
-    if not (folder / "config.json").is_file():
+    path = need_weights(name, weights, what)
+    if path.is_file():
+        return path
+    if not (path / "config.json").is_file():
         raise FileNotFoundError(
-            f"scorer {name!r}: {folder} holds no config.json; give the folder of a saved CLIPModel"
+            f"scorer {name!r}: {path} holds no config.json; give the folder of a saved CLIPModel, or a file "
+            "with weights of the published sizes"
         )
-    if not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+    if not any((path / file).is_file() for file in ("tokenizer.json", "vocab.json")):
         raise FileNotFoundError(
-            f"scorer {name!r}: {folder} holds no tokenizer; save the model's tokenizer into the same folder"
+            f"scorer {name!r}: {path} holds no tokenizer; save the model's tokenizer into the same folder"
         )
-    return folder
+    return path
 
 
-def load_clip(folder: Path) -> CLIPModel:
-    """Build the CLIPModel of a folder in float32; every key must be there and none may be left over.
+def clip_config(path: Path) -> CLIPConfig:
+    """Configuration of a folder, or of ViT-H/14 as LAION trained it, for a file that has none."""
+    from transformers import CLIPConfig
+
+    if path.is_dir():
+        return CLIPConfig.from_pretrained(path, local_files_only=True)
+    text, vision = (
+        {"hidden_size": w, "intermediate_size": f, "num_hidden_layers": n, "num_attention_heads": 16}
+        for w, f, n in ((1024, 4096, 24), (1280, 5120, 32))
+    )
+    shared = {"hidden_act": "gelu", "projection_dim": 1024}
+    return CLIPConfig(
+        text_config={**text, **shared, "eos_token_id": 2},  # 2 makes transformers pool at the largest id
+        vision_config={**vision, **shared, "patch_size": 14, "image_size": 224},
+        projection_dim=1024,
+    )
+
+
+def load_clip(path: Path) -> CLIPModel:
+    """Build a CLIPModel in float32; every key must be there and none may be left over.
 
     Raises:
         FileNotFoundError: the folder holds no weights.
         ValueError: they do not fit the configuration key by key.
     """
-    from transformers import CLIPConfig, CLIPModel
+    from transformers import CLIPModel
 
-    config = CLIPConfig.from_pretrained(folder, local_files_only=True)
-    # Old checkpoints carry position_ids, which are just 0, 1, 2, ... and no longer saved.
-    clip = build(lambda: CLIPModel(config), read_state(folder), where=folder, ignore=["*position_ids"])
+    config = clip_config(path)
+    clip = build(lambda: CLIPModel(config), read_state(path), where=path, ignore=OLD_KEYS)
     restore_positions(clip)
     return clip.float()
 
 
-def restore_positions(clip: CLIPModel) -> None:
-    """Make the buffers anew that no checkpoint holds."""
-    for embeddings in (clip.text_model.embeddings, clip.vision_model.embeddings):
-        embeddings.position_ids = torch.arange(embeddings.position_ids.shape[-1])[None]
+def restore_positions(model: nn.Module) -> None:
+    """Make the position ids anew that no checkpoint holds, in every module that has them."""
+    for module in model.modules():
+        ids = module._buffers.get("position_ids")
+        if ids is not None:
+            module.register_buffer("position_ids", torch.arange(ids.shape[-1])[None], persistent=False)
 
 
-def load_tokenizer(folder: Path, clip: CLIPModel) -> PreTrainedTokenizerBase:
-    """Tokenizer of a folder.
+def load_tokenizer(path: Path, clip: CLIPModel) -> PreTrainedTokenizerBase:
+    """Tokenizer of a folder, or CLIP's own for a file.
 
     Raises:
         ValueError: it has more tokens than the model.
     """
     from transformers import CLIPTokenizer
 
-    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    if path.is_dir():
+        tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
+    else:
+        tokenizer = openai_tokenizer()
     words = limits(clip).words
     if len(tokenizer) > words:
         raise ValueError(
-            f"{folder}: the tokenizer has {len(tokenizer)} tokens but the model knows {words} only"
+            f"{path}: the tokenizer has {len(tokenizer)} tokens but the model knows {words} only"
         )
     return tokenizer
+
+
+def openai_tokenizer() -> PreTrainedTokenizerBase:
+    """CLIP's tokenizer as transformers has it, from the vocabulary that comes with open_clip."""
+    from open_clip.tokenizer import SimpleTokenizer
+    from transformers import CLIPTokenizer
+
+    simple = SimpleTokenizer()
+    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocab = {names.get(token, token): i for token, i in simple.encoder.items()}
+    merges = sorted(simple.bpe_ranks, key=simple.bpe_ranks.__getitem__)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
 
 
 def tokenize(
@@ -120,3 +165,70 @@ def unit(features: Tensor | BaseModelOutputWithPooling) -> Tensor:
     """Normalise what CLIP's ``get_*_features`` gives: a tensor in transformers 4, an output object in 5."""
     tensor = features if isinstance(features, Tensor) else cast(Tensor, features.pooler_output)
     return F.normalize(tensor.float(), dim=-1)
+
+
+class ClipHfScorer(TwoTower):
+    """Two-tower scorer on a transformers CLIPModel. The towers run in the precision they are in.
+
+    Args:
+        clip: the model; it is put into evaluation mode and frozen.
+        tokenizer: its tokenizer; the longest prompt is the shorter of both their limits.
+        preprocess: transform of the pictures; None is CLIP's at the size of the vision tower.
+    """
+
+    size = "986 M"
+    preprocess: Preprocess
+
+    def __init__(
+        self, clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, preprocess: Preprocess | None = None
+    ) -> None:
+        """See the class."""
+        super().__init__()
+        self.clip = clip
+        self.tokenizer = tokenizer
+        self.preprocess = preprocess or Preprocess(size=limits(clip).side)
+        self.eval().requires_grad_(False)
+
+    def scale(self) -> Tensor:
+        """exp(logit_scale), a scalar, about 100 for trained models."""
+        out: Tensor = self.clip.logit_scale.float().exp()
+        return out
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Unit features (B, D) float32 of preprocessed pictures (B, 3, size, size)."""
+        pixels = pixels.to(self.clip.visual_projection.weight.dtype)
+        return unit(self.clip.get_image_features(pixel_values=pixels))
+
+    def token_features(self, ids: Tensor) -> Tensor:
+        """Unit features (B, D) float32 of token ids (B, L); padding behind the end token has no influence."""
+        return unit(self.clip.get_text_features(input_ids=ids))
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """(B, L) token ids, padded to the longest, cut at the model's limit with the end token kept."""
+        return tokenize(self.tokenizer, prompts, limits(self.clip).tokens).to(self.device)
+
+    def text_weights(self) -> list[Tensor]:
+        """See TwoTower."""
+        return [*self.clip.text_model.parameters(), self.clip.text_projection.weight]
+
+    def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Save model, tokenizer and transform for ``scorers.load(name, weights=folder)``.
+
+        ``dtype`` is that of the file only: half precision halves it and moves scores by about 1e-3.
+        Every file is written beside and then moved into place, the weights last.
+        """
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
+            self.clip.config.save_pretrained(name)
+            weights = self.clip.state_dict().items()
+            state = {k: v.detach().cpu().to(dtype).contiguous() for k, v in weights}
+            save_file(state, Path(name) / "model.safetensors", metadata={"format": "pt"})
+            self.tokenizer.save_pretrained(name)
+            (Path(name) / "preprocessor_config.json").write_text(
+                json.dumps(self.preprocess.to_dict(), indent=2) + "\n"
+            )
+            for file in sorted(Path(name).iterdir(), key=lambda f: f.suffix == ".safetensors"):
+                os.replace(file, folder / file.name)

@@ -162,6 +162,11 @@ def _read(file: Path) -> Any:
             "loaded; convert it to safetensors on a machine where you trust it"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, KeyError) as error:
+        if "TorchScript" in str(error):
+            raise ValueError(
+                f"{file} is a TorchScript program, which could run code; take the same weights "
+                "in another layout (open_clip's or transformers')"
+            ) from None
         raise ValueError(f"the weights in {file} are damaged ({error}); copy them again") from error
 
 

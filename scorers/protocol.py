@@ -84,9 +84,14 @@ class ScoreOutput:
     meta: Mapping[str, str] = field(default_factory=dict)
     """Which scorer in which precision gave these scores."""
     higher_better: bool = True
+    groups: tuple[int, ...] | None = None
+    """Group of each picture, where they were given in groups."""
 
-    def prob(self, groups: Sequence[int] | Tensor) -> Tensor:
+    def prob(self, groups: Sequence[int] | Tensor | None = None) -> Tensor:
         """(B,) chance of each picture to be the preferred one of its group: softmax of the group's scores.
+
+        Args:
+            groups: group of each picture; None takes those that the pictures were given in, else one.
 
         Raises:
             ValueError: not one group number per score, or a cross product.
@@ -98,13 +103,12 @@ class ScoreOutput:
         """(B,) int64 place of each picture in its group, 1 for the best; equal scores share the better place.
 
         Args:
-            groups: group number of each picture; None puts all into one.
+            groups: see ``prob``.
 
         Raises:
             ValueError: not one group number per score, or a cross product.
         """
-        score = self._better()
-        same = self._same([0] * len(score) if groups is None else groups)
+        score, same = self._better(), self._same(groups)
         return 1 + (same & (score[None, :] > score[:, None])).sum(1)
 
     def ties(self, eps: float = 0.0) -> Tensor:
@@ -127,8 +131,10 @@ class ScoreOutput:
             )
         return self.score if self.higher_better else -self.score
 
-    def _same(self, groups: Sequence[int] | Tensor) -> Tensor:
+    def _same(self, groups: Sequence[int] | Tensor | None) -> Tensor:
         """(B, B) whether two pictures are in one group."""
+        if groups is None:
+            groups = self.groups or [0] * len(self.score)
         number = torch.as_tensor(groups)
         if number.shape != self.score.shape:
             raise ValueError(

@@ -83,6 +83,22 @@ def test_cross_product_of_two_towers_is_that_of_single_scores(scorer: PickScore)
     torch.testing.assert_close(crossed, single, rtol=0, atol=1e-4)
 
 
+def test_groups_have_one_prompt_each() -> None:
+    scorer, (a, b, c) = Colours(), flat(0.1, 0.9, 0.4)
+    out = scorer([[a, b], [c]], ["a", "ab"])
+    assert out.groups == (0, 0, 1)
+    torch.testing.assert_close(out.score, torch.tensor([0.1, 0.9, 0.8]))
+    assert out.rank().tolist() == [2, 1, 1]
+    torch.testing.assert_close(out.prob(), torch.tensor([-0.8, 0.8, torch.inf]).sigmoid())
+    torch.testing.assert_close(out.prob([0, 0, 0]).sum(), torch.tensor(1.0))
+    assert scorer([[a], [b, c]], "ab").groups == (0, 1, 1)
+    with pytest.raises(ValueError, match="2 groups but 3 prompts"):
+        scorer([[a, b], [c]], PROMPTS)
+    for wrong in ([[a], []], [[a], b]):
+        with pytest.raises(ValueError, match="group 1 is not a list of one picture or more"):
+            scorer(wrong, "ab")
+
+
 def test_comparison() -> None:
     scorer = Colours()
     out = scorer.compare(flat(0.9, 0.4), flat(0.4, 0.4), "a")

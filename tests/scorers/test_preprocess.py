@@ -106,3 +106,19 @@ def test_options_are_checked_and_recorded(scorer: PickScore, tmp_path: Path) -> 
     assert float(smooth.score) != float(exact.score)
     torch.testing.assert_close(smooth.score, exact.score, rtol=0, atol=0.1)
     assert PadPreprocess(size=4, antialias="reference-2023").id == "pad-4-reference-2023"
+
+
+@pytest.mark.parametrize("size", [(96, 96), (120, 80), (64, 161), (40, 24), (32, 35), (33, 32)])
+def test_exact_mode_is_bit_for_bit_that_of_the_libraries(size: tuple[int, int]) -> None:
+    from torchvision.transforms import functional as tv
+    from transformers import CLIPImageProcessorPil
+
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image, x = Image.fromarray(pixels), torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+    exact = Preprocess(size=32, mode="exact")
+    processor = CLIPImageProcessorPil(**exact.to_dict())
+    theirs = torch.as_tensor(np.array(processor(image)["pixel_values"]))
+    torch.testing.assert_close(exact(x), theirs, rtol=0, atol=1e-5)
+    openai = tv.center_crop(tv.resize(image, 32, tv.InterpolationMode.BICUBIC), [32, 32])
+    found = Preprocess(size=32, mode="exact", crop="round").fit(x)[0]
+    assert torch.equal(found, tv.to_tensor(openai))
