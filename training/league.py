@@ -5,6 +5,7 @@ accelerate launch training/league.py --most 10           # ten of them
 accelerate launch training/league.py --at-once 4         # several at once, on a GPU
 accelerate launch training/league.py --only unet         # on one pipeline
 accelerate launch training/league.py --page-only         # only write the page again
+accelerate launch training/league.py training/studies/rules.yaml  # a study: one question, its own page
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from diffalign.league.play import all_valid, missing, play
 
 def main(
     league_file: Annotated[Path, typer.Argument(help="what competes")] = Path("training/league.yaml"),
-    runs: Annotated[Path, typer.Option(help="folder of the runs")] = Path("outputs/league"),
-    out: Annotated[Path, typer.Option(help="where league.md, league.json and league.png go")] = Path("docs"),
+    runs: Annotated[
+        Path | None, typer.Option(help="folder of the runs; outputs/league or /studies/NAME")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="where page and picture go; docs, or docs/studies")] = None,
     most: Annotated[int, typer.Option(help="stop after so many runs; 0 = when all are made")] = 0,
     at_once: Annotated[int, typer.Option(help="runs at the same time")] = 1,
     only: Annotated[list[str] | None, typer.Option(help="pipelines to run; all by default")] = None,
@@ -30,10 +33,12 @@ def main(
 ) -> None:
     """Make the missing runs, then the page."""
     league = read_league(league_file)
+    own = f"studies/{league_file.stem}" if league.parent else league_file.stem
+    runs, out = runs or Path("outputs") / own, out or (Path("docs") / own).parent
     if not page_only:
         play(league.on(only or []), runs, most=most, at_once=at_once)
-    write_page(league, all_valid(league, runs), out)
-    typer.echo(f"{len(missing(league, runs))} runs are left; {out / 'league.md'}")
+    write_page(league, all_valid(league, runs), out, league_file.stem)
+    typer.echo(f"{len(missing(league, runs))} runs are left; {out / league_file.stem}.md")
 
 
 if __name__ == "__main__":

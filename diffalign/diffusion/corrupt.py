@@ -42,6 +42,27 @@ class Corrupted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Clean:
+    """N rows to be corrupted; see ``Corruptor.__call__``."""
+
+    x0: Tensor
+    units: tuple[int, ...]
+    process: Process
+    timesteps: TimestepSampler
+    predict: Predict | None
+
+    def asked(self, network: str) -> Predict:
+        """The prediction that a corruptor asks ``network`` for.
+
+        Raises:
+            ValueError: none was given.
+        """
+        if self.predict is None:
+            raise ValueError(f"this corruptor asks the {network}: the trainer must give it predict")
+        return self.predict
+
+
+@dataclass(frozen=True, kw_only=True)
 class Corruptor(ABC):
     """Chooses t and x_t for every row, and says what is to be predicted there. Subclasses have a ``name``."""
 
@@ -61,6 +82,13 @@ class Corruptor(ABC):
         """
 
     @abstractmethod
+    def corrupt(self, rows: Clean) -> Corrupted:
+        """What ``__call__`` does, of its arguments together.
+
+        Raises:
+            ValueError: a prediction is needed and missing.
+        """
+
     def __call__(
         self,
         x0: Tensor,
@@ -81,6 +109,9 @@ class Corruptor(ABC):
         Raises:
             ValueError: ``predict`` is needed and missing.
         """
+        return self.corrupt(
+            Clean(x0=x0, units=tuple(units), process=process, timesteps=timesteps, predict=predict)
+        )
 
 
 corruptors: Registry[type[Corruptor]] = Registry("corruptor", package="diffalign.diffusion")
@@ -138,25 +169,17 @@ class GaussianNoise(Corruptor):
     time_per: Literal["unit", "image"] = "unit"
     """unit: one t for all images of a comparison; image: one for each (KTO, where images share a record)."""
 
-    def __call__(
-        self,
-        x0: Tensor,
-        units: Sequence[int],
-        process: Process,
-        timesteps: TimestepSampler,
-        predict: Predict | None = None,
-    ) -> Corrupted:
+    def corrupt(self, rows: Clean) -> Corrupted:
         """See Corruptor."""
-        places = sides(units)
+        x0, process, places = rows.x0, rows.process, sides(rows.units)
+        each = list(zip(rows.units, places, strict=True))
         if self.time_per == "unit":
-            t = draw_times(units, process, timesteps)
+            t = draw_times(rows.units, process, rows.timesteps)
         else:
-            seeds = [draw_seed("t", u, side) for u, side in zip(units, places, strict=True)]
-            t = timesteps.times(seeded_uniform(seeds), process)
+            t = rows.timesteps.times(seeded_uniform([draw_seed("t", u, side) for u, side in each]), process)
         t = send(t, x0.device)
         own = self.name == "independent_noise"
-        seeds = [draw_seed("noise", u, side if own else 0) for u, side in zip(units, places, strict=True)]
-        noise = seeded_noise(seeds, x0)
+        noise = seeded_noise([draw_seed("noise", u, side if own else 0) for u, side in each], x0)
         return Corrupted(
-            x_t=process.add_noise(x0, noise, t), t=t, target=process.target(x0, noise, t), units=tuple(units)
+            x_t=process.add_noise(x0, noise, t), t=t, target=process.target(x0, noise, t), units=rows.units
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,9 +9,9 @@ from torch import Tensor
 
 from diffalign.device import send
 from diffalign.diffusion.corrupt import (
+    Clean,
     Corrupted,
     Corruptor,
-    Predict,
     corruptors,
     draw_seed,
     draw_times,
@@ -21,7 +20,6 @@ from diffalign.diffusion.corrupt import (
 )
 from diffalign.diffusion.inversion import Legacy, exact_grid, invert, legacy_grid
 from diffalign.diffusion.process import Prediction, Process
-from diffalign.diffusion.timesteps import TimestepSampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,17 +72,10 @@ class Inversion(Corruptor):
         if not process.is_flow and self.steps > process.steps:
             raise ValueError(f"corruptor.steps is {self.steps}; the process has {process.steps} times only")
 
-    def __call__(
-        self,
-        x0: Tensor,
-        units: Sequence[int],
-        process: Process,
-        timesteps: TimestepSampler,
-        predict: Predict | None = None,
-    ) -> Corrupted:
+    def corrupt(self, rows: Clean) -> Corrupted:
         """See Corruptor."""
-        if predict is None:
-            raise ValueError(f"this corruptor asks the {self.network}: the trainer must give it predict")
+        predict = rows.asked(self.network)
+        x0, units, process, timesteps = rows.x0, rows.units, rows.process, rows.timesteps
         self.check(process)
         t = draw_times(units, process, timesteps)  # on the host, so that the grid needs no look at the device
         if self.legacy == "none":
@@ -112,7 +103,7 @@ class Inversion(Corruptor):
             x_t = process.add_noise(x0, tau, t)
         else:
             tau = implied_noise(x_t, x0, t, process)
-        return Corrupted(x_t=x_t, t=t, target=process.target(x0, tau, t), units=tuple(units))
+        return Corrupted(x_t=x_t, t=t, target=process.target(x0, tau, t), units=units)
 
     @property
     def extra_noise(self) -> float:

@@ -13,10 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from diffalign.diffusion.discount import temporal_discount
+
 Prediction = Literal["eps", "x0", "v", "flow"]
 WeightName = Literal["one", "eps_equivalent", "x0_equivalent", "snr", "min_snr", "sigmoid", "discount"]
-DENOISING_STEPS = 50
-"""Steps of a whole trajectory that the temporal discount counts in (arXiv:2402.08265)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class Process:
         if name == "one":
             return torch.ones_like(a)
         if name == "discount":
-            return self._discount(t, 0.9 if gamma is None else gamma, a.dtype)
+            return temporal_discount(t, 0.9 if gamma is None else gamma, timesteps=self.steps).to(a.dtype)
         eps_weight, snr = self.eps_slope(t).square(), (a / s).square()
         if name == "sigmoid":
             return eps_weight * torch.sigmoid(b - snr.log())
@@ -106,15 +106,6 @@ class Process:
     def _x0_weight(self, a: Tensor, s: Tensor) -> Tensor:
         forms = {"eps": (s / a).square(), "x0": torch.ones_like(a), "v": s.square(), "flow": s.square()}
         return forms[self.prediction]
-
-    def _discount(self, t: Tensor, gamma: float, dtype: torch.dtype) -> Tensor:
-        """(B,) weights with k = floor((T - 1 - t) / (T / 50)), and the like for flow."""
-        if self.is_flow:
-            k = ((1 - t) * DENOISING_STEPS).floor()
-        else:
-            k = ((self.steps - 1 - t) * DENOISING_STEPS).div(self.steps, rounding_mode="floor")
-        whole = sum(gamma**j for j in range(DENOISING_STEPS))
-        return gamma ** k.clamp(0, DENOISING_STEPS - 1).to(dtype) * (DENOISING_STEPS / whole)
 
     def _wide(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         a, s = self.coefficients(t)

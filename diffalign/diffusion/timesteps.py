@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffalign.diffusion.process import DENOISING_STEPS, Process
+from diffalign.diffusion.discount import DENOISING_STEPS
+from diffalign.diffusion.process import Process
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffalign.device import send
 from diffalign.diffusion.corrupt import (
+    Clean,
     Corrupted,
     Corruptor,
     Network,
@@ -22,7 +23,6 @@ from diffalign.diffusion.corrupt import (
     seeded_uniform,
 )
 from diffalign.diffusion.process import Prediction, Process
-from diffalign.diffusion.timesteps import TimestepSampler
 
 
 @corruptors.register("truncated_sampling")
@@ -59,28 +59,14 @@ class TruncatedSampling(Corruptor):
         """See Corruptor."""
         return self.network
 
-    def __call__(
-        self,
-        x0: Tensor,
-        units: Sequence[int],
-        process: Process,
-        timesteps: TimestepSampler,
-        predict: Predict | None = None,
-    ) -> Corrupted:
-        """Corrupt (N, C, ..., H, W) scaled latents; ``units`` holds the seed of each row's unit.
-
-        Args:
-            x0: scaled latents of real pictures, which the teacher starts from.
-            units: seed of each row's unit.
-            process: noise process of teacher and policy.
-            timesteps: distribution of the start, of which the nearest grid point is taken.
-            predict: native prediction of the teacher at (N,) times, without gradient.
+    def corrupt(self, rows: Clean) -> Corrupted:
+        """Corrupt scaled latents of real pictures; the start is the grid point nearest to a drawn time.
 
         Raises:
             ValueError: no teacher is given.
         """
-        if predict is None:
-            raise ValueError("truncated_sampling asks a teacher: the trainer must give it predict")
+        predict = rows.asked("teacher")
+        x0, units, process, timesteps = rows.x0, rows.units, rows.process, rows.timesteps
         share = timesteps.quantile(seeded_uniform([draw_seed("t", u) for u in units]))  # (N,) in (0, 1]
         place = (share * self.grid).long().clamp(0, self.grid - 1)
         later = seeded_uniform([draw_seed("later", u) for u in units])  # on the host, as all times are here
@@ -94,7 +80,7 @@ class TruncatedSampling(Corruptor):
             x_t, seen = teacher_steps(process.add_noise(x0, noise, places[0]), places, process, predict)
             x_s = renoise(x_t, places[-1], s, more, process)
             target = target_of(seen, x_s, s, process)
-            return Corrupted(x_t=x_s, t=s, target=target, units=tuple(units))
+            return Corrupted(x_t=x_s, t=s, target=target, units=units)
 
 
 def grid_time(place: Tensor, grid: int, process: Process) -> Tensor:

@@ -1,4 +1,4 @@
-"""docs/league.md, league.json and the picture of a league."""
+"""docs/league.md, league.json and the picture of a league, and the same of a study."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from diffalign.league.config import League
+from diffalign.league.picture import draw_curve, draw_scatter
 from diffalign.league.results import MOST_LOST, Result, Row, rows
 from diffalign.train.run import write_text
 
-HEAD = (
-    "method", "gain in s.d.", "win rate [95 %]", "obedience", "diversity", "steps to 0.5 s.d.",
-    "s to 0.5 s.d.", "s a run", "gain at 4x", "obedience at 4x", "seeds", "setting",
-)  # fmt: skip
 SWEEP_HEAD = (
     "method",
     "settings tried",
@@ -25,32 +22,47 @@ SWEEP_HEAD = (
     "that obey",
     "best setting",
 )
-INTRO = """# League of the objectives
-
+INTRO = """\
 Every objective on the same pipeline, preferences and number of pictures seen, ranked by the mean gain of the
 held-out judge in s.d. of the base, among those whose prompt obedience falls by at most {lost:.0f} points; the
 others follow below the line. Settings were chosen on selection prompts, never on those reported here; every
 method had the same number of tries, all of which are in the second table of each pipeline. Obedience and
 diversity (Vendi score between the pictures of a prompt) are those of the model, with their change from the
 base. Seconds are of training alone, on this machine. Rows without figures have not been run yet.
-
-Written by `training/league.py` from {runs} runs (code {trees}).
 """
+WRITTEN = "\nWritten by `training/league.py` from {runs} runs (code {trees}).\n"
 
 
-def write_page(league: League, results: Mapping[str, Result], folder: Path) -> None:
-    """Write league.md, league.json and league.png into ``folder``."""
+def write_page(league: League, results: Mapping[str, Result], folder: Path, stem: str = "league") -> None:
+    """Write ``stem``.md, .json and .png into ``folder``.
+
+    Raises:
+        ValueError: the league asks for a column that there is not.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    trees = ", ".join(sorted({r.tree for r in results.values()})) or "none"
-    parts = [INTRO.format(lost=100 * MOST_LOST, runs=len(results), trees=trees), "![gains](league.png)\n"]
     tables = {name: rows(league, results, name) for name in league.pipelines}
+    parts = _opening(league, results, stem)
     for name, found in tables.items():
-        parts += [f"## {name}\n", table(HEAD, _lines(found)), f"\n### Settings tried on {name}\n"]
-        parts.append(table(SWEEP_HEAD, [sweep_line(row) for row in found]) + "\n")
-    write_text(folder / "league.md", "\n".join(parts))
+        parts += [f"## {name}\n", table(_head(league), _lines(league, found)) + "\n"]
+        if not league.parent:
+            swept = [sweep_line(row) for row in found if row.exists]
+            parts += [f"### Settings tried on {name}\n", table(SWEEP_HEAD, swept) + "\n"]
+    write_text(folder / f"{stem}.md", "\n".join(parts))
     content = {"results": [asdict(r) for r in sorted(results.values(), key=lambda r: r.job)]}
-    write_text(folder / "league.json", json.dumps(content, indent=1) + "\n")
-    draw(tables, folder / "league.png")
+    write_text(folder / f"{stem}.json", json.dumps(content, indent=1) + "\n")
+    if league.draw == "scatter":
+        draw_scatter(tables, folder / f"{stem}.png")
+    if league.draw == "curve":
+        draw_curve(tables, next(iter(league.vary)), folder / f"{stem}.png")
+
+
+def _opening(league: League, results: Mapping[str, Result], stem: str) -> list[str]:
+    """Heading, text and picture."""
+    trees = ", ".join(sorted({r.tree for r in results.values()})) or "none"
+    text = league.intro or INTRO.format(lost=100 * MOST_LOST)
+    written = WRITTEN.format(runs=len(results), trees=trees)
+    picture = [] if league.draw == "none" else [f"![figures]({stem}.png)\n"]
+    return [f"# {league.title}\n\n{text.strip()}\n{written}", *picture]
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -58,36 +70,66 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines))
 
 
-def _lines(found: Sequence[Row]) -> list[list[str]]:
-    """Lines of the table, with an empty one between methods that obey and those that do not."""
-    good = [line(row) for row in found if row.runs and row.obeys]
-    bad = [line(row) for row in found if row.runs and not row.obeys]
-    none = [line(row) for row in found if not row.runs]
-    ruler = [["*obedience falls by more*", *[""] * (len(HEAD) - 1)]] if bad else []
+def _head(league: League) -> list[str]:
+    unknown = [c for c in league.columns if c not in COLUMNS]
+    if unknown:
+        raise ValueError(f"columns names {unknown[0]!r}; there are {', '.join(COLUMNS)}")
+    return ["method", *(short(key) for key in league.vary), *(league.columns or LEAGUE_COLUMNS)]
+
+
+def _lines(league: League, found: Sequence[Row]) -> list[list[str]]:
+    """Lines of the table; a league has an empty one between methods that obey and those that do not."""
+    lines = [(row, line(row, league.columns or LEAGUE_COLUMNS)) for row in found]
+    if league.parent:
+        return [cells for _, cells in lines]
+    good = [cells for row, cells in lines if row.runs and row.obeys]
+    bad = [cells for row, cells in lines if row.runs and not row.obeys]
+    none = [cells for row, cells in lines if not row.runs]
+    ruler = [["*obedience falls by more*", *[""] * len(LEAGUE_COLUMNS)]] if bad else []
     return [*good, *ruler, *bad, *none]
 
 
-def line(row: Row) -> list[str]:
-    """Cells of one method."""
+def line(row: Row, columns: Sequence[str]) -> list[str]:
+    """Cells of one method, at one of a study's points."""
+    name = f"**`{row.method}`**" if row.known and row.runs else f"`{row.method}`"
+    start = [name, *(f"{value:g}" for value in row.point.values())]
     if not row.runs:
-        return [f"`{row.method}`", *["not run yet"], *[""] * (len(HEAD) - 2)]
-    low, high = row.mean(lambda r: r.ci_low), row.mean(lambda r: r.ci_high)
+        said = "not run yet" if row.exists else "not for this pipeline"
+        return [*start, said, *[""] * (len(columns) - 1)]
+    return [*start, *(COLUMNS[column](row) for column in columns)]
+
+
+def _gain(row: Row) -> str:
     spread = f" ± {statistics.stdev(r.gain for r in row.runs):.2f}" if len(row.runs) > 1 else ""
-    long = row.long
-    return [
-        f"**`{row.method}`**" if row.known else f"`{row.method}`",
-        f"{row.mean(lambda r: r.gain):+.2f}{spread}",
-        f"{row.mean(lambda r: r.win_rate):.3f} [{low:.3f}, {high:.3f}]",
-        change(row, lambda r: 100 * r.obedience, lambda r: 100 * r.obedience_base, 1),
-        change(row, lambda r: r.diversity, lambda r: r.diversity_base, 2),
-        _figure(row.at_half(lambda r: r.steps_to_half)),
-        _figure(row.at_half(lambda r: r.seconds_to_half)),
-        _figure(row.mean(lambda r: r.seconds)),
-        "" if long is None else f"{long.gain:+.2f}",
-        "" if long is None else f"{100 * long.obedience:.1f}",
-        str(len(row.runs)),
-        setting_text(row.runs[0].setting),
-    ]
+    return f"{row.mean(lambda r: r.gain):+.2f}{spread}"
+
+
+def _win_rate(row: Row) -> str:
+    low, high = row.mean(lambda r: r.ci_low), row.mean(lambda r: r.ci_high)
+    return f"{row.mean(lambda r: r.win_rate):.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _obedience(row: Row) -> str:
+    return change(row, lambda r: 100 * r.obedience, lambda r: 100 * r.obedience_base, 1)
+
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "gain in s.d.": _gain,
+    "win rate [95 %]": _win_rate,
+    "obedience": _obedience,
+    "diversity": lambda row: change(row, lambda r: r.diversity, lambda r: r.diversity_base, 2),
+    "steps to 0.5 s.d.": lambda row: _figure(row.at_half(lambda r: r.steps_to_half)),
+    "s to 0.5 s.d.": lambda row: _figure(row.at_half(lambda r: r.seconds_to_half)),
+    "s a run": lambda row: _figure(row.mean(lambda r: r.seconds)),
+    "s a step": lambda row: f"{row.mean(lambda r: r.seconds / r.steps):.3f}",
+    "gain at 4x": lambda row: "" if row.long is None else f"{row.long.gain:+.2f}",
+    "obedience at 4x": lambda row: "" if row.long is None else f"{100 * row.long.obedience:.1f}",
+    "steps": lambda row: _figure(row.mean(lambda r: r.steps)),
+    "seeds": lambda row: str(len(row.runs)),
+    "setting": lambda row: setting_text({k: v for k, v in row.runs[0].setting.items() if k not in row.point}),
+}
+"""Columns of tables, by their headings."""
+LEAGUE_COLUMNS = tuple(name for name in COLUMNS if name not in ("s a step", "steps"))
 
 
 def change(row: Row, of: Callable[[Result], float], base: Callable[[Result], float], digits: int) -> str:
@@ -119,27 +161,9 @@ def sweep_line(row: Row) -> list[str]:
 
 def setting_text(setting: Mapping[str, float]) -> str:
     """``beta 2000, learning_rate 0.001``."""
-    return ", ".join(f"{k.rpartition('.')[2]} {v:g}" for k, v in sorted(setting.items()))
+    return ", ".join(f"{short(k)} {v:g}" for k, v in sorted(setting.items()))
 
 
-def draw(tables: Mapping[str, Sequence[Row]], file: Path) -> None:
-    """Gain against change of obedience, a point for each method, a panel for each pipeline."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.5 * len(tables), 5.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (name, found) in zip(
-        figure.subplots(1, len(tables), squeeze=False)[0], tables.items(), strict=True
-    ):
-        axes.axvspan(-100, -100 * MOST_LOST, color="0.93")
-        axes.axhline(0, color="0.8", linewidth=0.8)
-        played = [row for row in found if row.runs]
-        xs = [row.mean(lambda r: 100 * (r.obedience - r.obedience_base)) for row in played]
-        ys = [row.mean(lambda r: r.gain) for row in played]
-        axes.scatter(xs, ys, c=["tab:blue" if row.known else "0.5" for row in played], s=22)
-        for x, y, row in zip(xs, ys, played, strict=True):
-            axes.annotate(row.method, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
-        axes.set_xlim(min([-6.0, *xs]) - 1, max([2.0, *xs]) + 3)
-        axes.set(title=name, xlabel="change of prompt obedience in points", ylabel="gain in s.d. of the base")
-    figure.savefig(file, dpi=110)
+def short(key: str) -> str:
+    """Last part of a dotted key."""
+    return key.rpartition(".")[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import multiprocessing
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from diffalign.evaluate.report import Report
-from diffalign.league.config import Job, League, main_jobs, merged, sweep_jobs
+from diffalign.league.config import Job, League, main_jobs, merged, read_league, sweep_jobs
 from diffalign.league.results import HALF, Result, choose, current, load_results, save_result
 from diffalign.train.run import RunFolder
 
@@ -57,8 +58,7 @@ def missing(league: League, root: Path) -> list[Job]:
     """
     results = load_results(root)
     jobs = list(sweep_jobs(league))
-    valid = valid_results(jobs, results)
-    later = list(main_jobs(league, choose(league, valid)))
+    later = list(main_jobs(league, chosen(league, root)))
     everything = sorted([*jobs, *later], key=lambda j: not league.methods[j.method].known)
     return current(everything, results, {j.name: digest(j) for j in everything})
 
@@ -67,7 +67,21 @@ def all_valid(league: League, root: Path) -> dict[str, Result]:
     """Results of this league's runs as they are now."""
     results = load_results(root)
     tried = valid_results(list(sweep_jobs(league)), results)
-    return tried | valid_results(list(main_jobs(league, choose(league, tried))), results)
+    return tried | valid_results(list(main_jobs(league, chosen(league, root))), results)
+
+
+def chosen(league: League, root: Path) -> dict[tuple[str, str], Mapping[str, float]]:
+    """Settings by (pipeline, method): the league's own choice, and its parent's where it is like one."""
+    own = choose(league, valid_results(list(sweep_jobs(league)), load_results(root)))
+    if not league.parent:
+        return own
+    parent = chosen(read_league(Path(league.parent)), Path(league.parent_runs))
+    taken = {
+        (p, name): parent[p, method.like]
+        for p, (name, method) in itertools.product(league.pipelines, league.methods.items())
+        if method.exists_on(p) and (p, method.like) in parent
+    }
+    return taken | own
 
 
 def valid_results(jobs: Sequence[Job], results: Mapping[str, Result]) -> dict[str, Result]:
@@ -109,10 +123,11 @@ def play_one(job: Job, root: Path, tree: str) -> Result:
     run = align({**recipe, "output": str(work)})
     if run.report is None:
         raise ValueError(f"{job.name} was not evaluated: its recipe needs evaluate.prompts above 0")
-    result = result_of(job, run.report, RunFolder(root=run.dir), tree)
+    rounds = sorted(work.glob("round-*")) or [run.dir]
+    result = result_of(job, run.report, [RunFolder(root=folder) for folder in rounds], tree)
     save_result(work, result)
-    for heavy in ("checkpoints", "export"):
-        shutil.rmtree(work / heavy, ignore_errors=True)
+    for folder_of, heavy in itertools.product(rounds, ("checkpoints", "export")):
+        shutil.rmtree(folder_of / heavy, ignore_errors=True)
     work.rename(folder)
     return result
 
@@ -125,6 +140,8 @@ def with_kept_errors(recipe: Mapping[str, Any], folder: Path) -> Mapping[str, An
     from diffalign.train.align import load_recipe
     from diffalign.train.terms import check_kept_errors
 
+    if recipe.get("losers"):  # each try has pictures of its own
+        return recipe
     config = load_recipe(recipe)
     try:
         check_kept_errors(config.corruptor, config.all_terms, config.policy.reference)
@@ -133,11 +150,12 @@ def with_kept_errors(recipe: Mapping[str, Any], folder: Path) -> Mapping[str, An
     return merged(recipe, {"data": {"reference_errors": str(folder)}})
 
 
-def result_of(job: Job, report: Report, run: RunFolder, tree: str) -> Result:
-    """Figures of a finished run."""
-    first, lines = report["comparisons"][0], run.rows()
-    seconds = [line["timing"].get("seconds", 0.0) for line in lines]
-    reached = [v["step"] for v in run.validations() if v["mean_gain_sd"] >= HALF]
+def result_of(job: Job, report: Report, rounds: Sequence[RunFolder], tree: str) -> Result:
+    """Figures of a finished run, which is one folder, or one for each of its rounds."""
+    first, seconds, reached = report["comparisons"][0], list[float](), list[int]()
+    for run in rounds:
+        reached += [len(seconds) + v["step"] for v in run.validations() if v["mean_gain_sd"] >= HALF]
+        seconds += [line["timing"].get("seconds", 0.0) for line in run.rows()]
     half = min(reached, default=None)
     return Result(
         job=job.name, kind=job.kind, pipeline=job.pipeline, method=job.method, setting=dict(job.setting),
@@ -146,7 +164,7 @@ def result_of(job: Job, report: Report, run: RunFolder, tree: str) -> Result:
         ci_low=first["ci_low"], ci_high=first["ci_high"],
         obedience_base=report["obedience"]["base"], obedience=report["obedience"]["model"],
         diversity_base=report["diversity"]["base"]["vendi"], diversity=report["diversity"]["model"]["vendi"],
-        steps=len(lines), seconds=sum(seconds),
+        steps=len(seconds), seconds=sum(seconds),
         steps_to_half=half, seconds_to_half=None if half is None else sum(seconds[:half]),
     )  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from diffalign.league.config import Job, League
@@ -69,12 +69,16 @@ def load_results(root: Path) -> dict[str, Result]:
 def choose(league: League, results: Mapping[str, Result]) -> dict[tuple[str, str], Mapping[str, float]]:
     """Best setting by (pipeline, method): the largest gain among those that obey, else the most obedient.
 
-    Methods with one setting are always there, those whose sweep is not finished are not.
+    Methods with one setting are always there, those whose sweep is not finished are not, nor those that take
+    their settings of a parent league.
     """
     chosen: dict[tuple[str, str], Mapping[str, float]] = {}
     for pipeline in league.pipelines:
-        for name, method in league.methods.items():
-            settings = method.settings()
+        here = {n: m for n, m in league.methods.items() if m.exists_on(pipeline)}
+        for name, method in here.items():
+            settings = method.settings(pipeline)
+            if method.like and not any(settings):
+                continue
             tried = [r for r in _of(results, "sweep", pipeline, name) if dict(r.setting) in settings]
             if len(settings) == 1:
                 chosen[pipeline, name] = settings[0]
@@ -100,8 +104,12 @@ class Row:
     pipeline: str
     known: bool
     runs: tuple[Result, ...]
-    long: Result | None
-    sweep: tuple[Result, ...]
+    long: Result | None = None
+    sweep: tuple[Result, ...] = ()
+    point: Mapping[str, float] = field(default_factory=dict)
+    """Of a study: values of what is varied."""
+    exists: bool = True
+    """Whether there is such a method for the pipeline."""
 
     def mean(self, of: Callable[[Result], float]) -> float:
         """Mean of a figure over the seeds."""
@@ -120,25 +128,35 @@ class Row:
 
 
 def rows(league: League, results: Mapping[str, Result], pipeline: str) -> list[Row]:
-    """Rows of one pipeline: obedient ones by gain, then the others by gain, then those without a run."""
+    """Rows of one pipeline: obedient ones by gain, then the others by gain, then those without a run.
+
+    Rows of a study stay in the order of its file: methods, and within them the points.
+    """
     made = [
         Row(
             method=name,
             pipeline=pipeline,
             known=method.known,
-            runs=tuple(_of(results, "main", pipeline, name)),
+            runs=tuple(r for r in _of(results, "main", pipeline, name) if _at(r, point)),
             long=next(iter(_of(results, "long", pipeline, name)), None),
             sweep=tuple(_of(results, "sweep", pipeline, name)),
+            point=point,
+            exists=method.exists_on(pipeline),
         )
         for name, method in league.methods.items()
+        for point in league.points()
     ]
-    return sorted(made, key=_rank)
+    return made if league.parent else sorted(made, key=_rank)
 
 
-def _rank(row: Row) -> tuple[bool, bool, float]:
+def _at(result: Result, point: Mapping[str, float]) -> bool:
+    return all(result.setting.get(key) == value for key, value in point.items())
+
+
+def _rank(row: Row) -> tuple[bool, bool, bool, float]:
     if not row.runs:
-        return True, True, 0.0
-    return False, not row.obeys, -row.mean(lambda r: r.gain)
+        return True, not row.exists, True, 0.0
+    return False, False, not row.obeys, -row.mean(lambda r: r.gain)
 
 
 def current(jobs: Sequence[Job], results: Mapping[str, Result], digests: Mapping[str, str]) -> list[Job]:

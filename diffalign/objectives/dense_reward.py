@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from diffalign.diffusion.discount import DENOISING_STEPS, temporal_discount
 from diffalign.objectives.base import Denoised, Metrics, ReduceMean, State, objectives
 from diffalign.objectives.dpo import DPO
 
@@ -25,7 +26,7 @@ class DenseReward(DPO):
 
     gamma: float = 0.9
     """Discount of each further denoising step; 1 is plain DPO."""
-    steps: int = 50
+    steps: int = DENOISING_STEPS
     """K, denoising steps of a whole trajectory."""
     timesteps: int = 1000
     """T, training timesteps of a VP model; a flow model's t is a share of the time already."""
@@ -47,9 +48,4 @@ class DenseReward(DPO):
 
     def discount(self, t: Tensor) -> Tensor:
         """(N,) float64 weights of (N,) times: integers below T of a VP model, or sigma in [0, 1] of flow."""
-        if t.is_floating_point():
-            k = ((1 - t.double()) * self.steps).floor()
-        else:
-            k = ((self.timesteps - 1 - t) * self.steps).div(self.timesteps, rounding_mode="floor").double()
-        every = sum(self.gamma**j for j in range(self.steps))
-        return self.gamma ** k.clamp(0, self.steps - 1) * (self.steps / every)
+        return temporal_discount(t, self.gamma, steps=self.steps, timesteps=self.timesteps)

@@ -39,6 +39,8 @@ class RankDPO(Objective):
     phi: Literal["score", "wins"] = "score"
     """score: the stored scores, shares of won comparisons in [0, 1]; wins: the share of its list that an
     image beats, for scores of any scale."""
+    weights: Literal["dcg", "gain", "one"] = "dcg"
+    """Of pairs: dcg, as published; gain: |G_i - G_j| alone; one: all alike, dpo on every pair of the list."""
     renormalise: bool = False
     """Bring the mean weight of a list's pairs to 1, so that beta and learning rate are those of dpo."""
 
@@ -71,7 +73,8 @@ class RankDPO(Objective):
         discount = 1 / torch.log1p(1 + above + 0.5 * level).to(score.dtype)  # mean rank of equals
         beaten = better.sum(1) / lists.same.sum(1).clamp(min=1)
         gain = torch.exp2(score if self.phi == "score" else beaten.to(score.dtype)) - 1
-        weight = _differences(gain).abs() * _differences(discount).abs() * better
+        factors = {"dcg": (gain, discount), "gain": (gain,), "one": ()}[self.weights]
+        weight = better.to(score.dtype) * math.prod(_differences(f).abs() for f in factors)
         mean = _mean(lists, weight, better)[lists.unit, None]
         return weight / torch.where(mean > 0, mean, torch.ones_like(mean)) if self.renormalise else weight
 

@@ -36,10 +36,13 @@ class SePPO(PairObjective):
     anchor: Literal["same_draw", "more_draws"] = "same_draw"
     """What decides f: the errors of the loss itself, as published, or the means of further (t, noise) draws
     in extra anchor_error and anchor_ref_error, (N,) each, which only the winners' rows are read of."""
+    draws: int = 4
+    """more_draws: number of them; each costs a pass of policy and reference."""
 
     def __post_init__(self) -> None:
         """Check ranges; more draws are a need of their own."""
         super().__post_init__()
+        self._require(self.draws > 0, "draws", "above 0")
         if self.anchor == "more_draws":
             self._declare(needs=frozenset({"anchor_error", "anchor_ref_error"}))
 

@@ -119,10 +119,11 @@ def generate_to(
     steps: int,
     guidance: float,
 ) -> list[Path]:
-    """Pictures of any pipeline as PNG files, named by prompt number and seed; existing files stay.
+    """Pictures of any pipeline as PNG files, named by prompt number and seed, each with its prompt in a file
+    NNNN-S.txt beside it, so that the folder can be scored and paired as it is; existing files stay.
 
     Raises:
-        FileExistsError: a picture is there already.
+        FileExistsError: a picture or a prompt is there already.
     """
     policy = load_policy(model).to(best_device())
     if lora is not None and is_guidance(lora):
@@ -131,10 +132,12 @@ def generate_to(
         load_into(policy.pipeline, lora)
     output.mkdir(parents=True, exist_ok=True)
     paths = [output / f"{i:04d}-{s}.png" for i in range(len(prompts)) for s in range(seeds)]
-    taken = [p for p in paths if p.exists()]
+    taken = [f for p in paths for f in (p, p.with_suffix(".txt")) if f.exists()]
     if taken:
         raise FileExistsError(f"{taken[0]} exists: choose another --output")
     pictures = generate(policy, prompts, range(seeds), Sampling(steps=steps, guidance=guidance))
-    for path, picture in zip(paths, pictures.flatten(0, 1), strict=True):
+    texts = [prompt for prompt in prompts for _ in range(seeds)]
+    for path, picture, prompt in zip(paths, pictures.flatten(0, 1), texts, strict=True):
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(path)
+        path.with_suffix(".txt").write_text(prompt + "\n", encoding="utf-8")
     return paths

@@ -133,20 +133,32 @@ def align(
 
 
 def _align_in_rounds(config: TrainConfig, records: Sequence[Record] | None, resume: Path | None) -> Run:
-    """Train round after round, each on losers that a former one made; the last one's run is returned."""
-    root, winners, open_maker = start_rounds(config, records, resume)
-    losers = config.losers
+    """Train round after round, each on losers that a former one made; the last one's run is returned.
+
+    Of several processes the main one makes the losers, and the others find them.
+    """
+    accelerator = make_accelerator(config)
+    root, losers = _claim(config, resume, accelerator), config.losers
     assert losers is not None
+    with accelerator.main_process_first():
+        winners, open_maker = start_rounds(config, records, accelerator.device)
     runs: list[Run] = []
 
     def train(one: Round, pairs: list[Record]) -> str:
         folder, last = root.root / f"round-{one.number}", one.number == losers.iterations
-        if not finished(folder, last):
-            shutil.rmtree(folder, ignore_errors=True)  # cut short; its losers are kept
+        done = finished(folder, last)
+        accelerator.wait_for_everyone()  # all have looked before one of them writes
+        if not done:
+            if accelerator.is_main_process:
+                shutil.rmtree(folder, ignore_errors=True)  # cut short; its losers are kept
+            accelerator.wait_for_everyone()
             runs.append(align(round_recipe(config, folder, one, last), records=pairs))
+            accelerator.wait_for_everyone()
         return str(folder / "export")
 
-    run_rounds(losers, winners, open_maker, train, Path(config.data.cache))
+    run_rounds(
+        losers, winners, open_maker, train, Path(config.data.cache), turn=accelerator.main_process_first
+    )
     if not runs:
         raise CheckpointError(f"all rounds of {root.root} have ended: there is nothing to resume")
     return runs[-1]

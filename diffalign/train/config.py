@@ -95,6 +95,16 @@ class WorldConfig:
     """Noise of the votes (Bradley-Terry), in s.d. of the taste."""
     careless: float = 0.0
     """Share of votes given at random."""
+    flip: float = 0.0
+    """Share of votes and likes that are turned round afterwards; ties are not."""
+    scorers: tuple[str, ...] = ()
+    """Scorers (name or name=weights) that judge the pictures; their labels (smpo) go beside the votes."""
+    rule: str | None = None
+    """Make the pairs by this rule of diffalign score --pairs, from the scorers, instead of by votes."""
+    captions: Literal["prompt", "c", "p", "h"] = "prompt"
+    """Captions of a pair's sides: the prompt; c: what each picture shows; p: the prompt, changed in a detail
+    for the loser; h: what each shows, changed in a detail for the loser (DCPO).
+    """
     seed: int = 0
     """Seed of prompts, pictures and votes."""
 
@@ -108,7 +118,29 @@ class WorldConfig:
                 "(per_prompt) to rank: lower it, or raise per_prompt"
             )
         at_least(0, {"temperature": self.temperature, "seed": self.seed})
-        is_share({"careless": self.careless})
+        is_share({"careless": self.careless, "flip": self.flip})
+        self._check_labels()
+
+    def _check_labels(self) -> None:
+        """Refuse labels that what is asked cannot have.
+
+        Raises:
+            ValueError: as said.
+        """
+        if self.rule is not None and (self.ask != "votes" or not self.scorers):
+            raise ValueError(
+                f"data.world.rule is {self.rule!r}, which makes pairs of scores: name scorers, and ask votes"
+            )
+        if self.captions != "prompt" and self.ask != "votes":
+            raise ValueError(
+                f"data.world.captions is {self.captions!r}, which is for the sides of pairs: ask votes"
+            )
+        if self.scorers and self.ask == "likes":
+            raise ValueError("data.world.scorers label comparisons, and likes are of one picture: ask votes")
+        if self.flip and self.ask == "rankings":
+            raise ValueError(
+                f"data.world.flip is {self.flip:g}, and rankings have no label to turn: ask votes"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

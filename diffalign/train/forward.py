@@ -13,16 +13,18 @@ from torch import Tensor
 
 from diffalign.data.loader import Batch
 from diffalign.device import send
-from diffalign.diffusion.corrupt import Corrupted, Predict, draw_seed, seeded_noise
+from diffalign.diffusion.corrupt import Corrupted, Network, Predict, draw_seed, seeded_noise
 from diffalign.diffusion.region import region_error
 from diffalign.diffusion.spaces import BoundSpace, Native, Space, squared_error
 from diffalign.diffusion.weights import error_weight
 from diffalign.objectives import Denoised, Predictions
+from diffalign.objectives.seppo import SePPO
 from diffalign.policy import Policy
 from diffalign.policy.family import Cond
 from diffalign.policy.modes import evaluating
 from diffalign.train.config import TrainConfig
 from diffalign.train.error_cache import ErrorCache, error_context
+from diffalign.train.extras import further_errors, rollout_distance
 from diffalign.train.terms import Term
 
 Phase = Callable[[str], None]
@@ -75,7 +77,7 @@ class Forward:
         self.phase("policy")
         pred = self.predict(noisy.x_t, noisy.t, batch.cond, batch)
         ref_errors, ref_pred = self._reference(noisy, batch, units)
-        rows = self._rows(batch, noisy, count)
+        rows = self._rows(batch, noisy, x0, count)
         if "tensors" in self.needs:
             rows.tensors = Predictions(
                 pred=pred, ref_pred=ref_pred, target=noisy.target, x_t=noisy.x_t, x0=x0
@@ -93,14 +95,14 @@ class Forward:
         with self.accelerator.autocast():
             return self.policy.predict(x, t, cond, batch.sizes)
 
-    def _rows(self, batch: Batch, noisy: Corrupted, count: int) -> Denoised:
+    def _rows(self, batch: Batch, noisy: Corrupted, x0: Tensor, count: int) -> Denoised:
         """What the rows of all terms share; the errors are still to come."""
         weight = error_weight(self.config.error_weight, self.policy.process, noisy.t)
         return Denoised(
             error=batch.weight, ref_error=None, group=batch.group, role=batch.role, t=noisy.t,
             t_weight=self._typed(weight), score=batch.score, soft=self._typed(batch.soft),
-            margin=self._typed(batch.margin), weight=batch.weight, extra=self._extras(noisy, batch),
-            unit_count=count,
+            margin=self._typed(batch.margin), weight=batch.weight, unit_count=count,
+            extra=self._extras(noisy, batch) | self._further(noisy, batch, x0),
         )  # fmt: skip
 
     def _typed(self, value: Tensor | None) -> Tensor | None:
@@ -186,6 +188,30 @@ class Forward:
                     found["kl_ref_error"] = self.bound[space].error(pred, noisy, other, batch.sizes)
         return found
 
+    def _further(self, noisy: Corrupted, batch: Batch, x0: Tensor) -> dict[str, Tensor]:
+        """Figures of passes beyond that of the batch itself; see ``train.extras``."""
+        found: dict[str, Tensor] = {}
+        process, reference = self.policy.process, self.policy.reference
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            return self.predict(x, t, batch.cond, batch)
+
+        if "rollout_distance" in self.needs:
+            sample = self._asked(batch.cond, batch, "policy")
+            found["rollout_distance"] = rollout_distance(sample, predict, reference, noisy, process)
+        if "anchor_error" in self.needs:
+            space, draws = next(
+                (t.space, t.objective.draws) for t in self.terms if isinstance(t.objective, SePPO)
+            )
+            found["anchor_error"], found["anchor_ref_error"] = further_errors(
+                lambda units: self.config.corruptor(
+                    x0, units, process, self.config.timesteps, self._oracle(batch)
+                ),
+                lambda drawn: self._error(space, predict(drawn.x_t, drawn.t), drawn, batch),
+                reference, noisy.units, draws,
+            )  # fmt: skip
+        return found
+
     # ------------------------------------------------------------------ inputs
 
     def _oracle(self, batch: Batch) -> Predict | None:
@@ -193,10 +219,15 @@ class Forward:
         asks = self.config.corruptor.asks
         if asks is None:
             return None
+        return self._asked(
+            batch.cond if self.empty is None else self._unprompted(len(batch.group)), batch, asks
+        )
+
+    def _asked(self, cond: Cond, batch: Batch, asks: Network) -> Predict:
+        """A network's prediction, without gradient and dropout."""
         network: dict[str, Callable[[], AbstractContextManager[Any]]] = {
             "policy": nullcontext, "reference": self.policy.reference, "ema": self.averaged,
         }  # fmt: skip
-        cond = batch.cond if self.empty is None else self._unprompted(len(batch.group))
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
             with torch.no_grad(), evaluating(self.policy.denoiser), network[asks]():

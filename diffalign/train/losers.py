@@ -12,6 +12,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -80,6 +81,7 @@ def run_rounds(
     train: Callable[[Round, list[Record]], str],
     cache: Path,
     progress: Progress = lambda n: None,
+    turn: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> list[str]:
     """Make losers and train on the pairs, round after round; returns the LoRA of each.
 
@@ -90,12 +92,14 @@ def run_rounds(
         train: trains a round on pairs and returns the folder of its exported LoRA.
         cache: where generated pictures are kept.
         progress: gets each number of losers made.
+        turn: context in which losers are made: of several processes one goes first, the others find its.
     """
     made: list[str] = []
     for number in range(1, config.iterations + 1):
         maker = choose_maker(config, made)
         policy = open_policy(maker)
-        pairs = make_losers(policy, winners, config, cache, model=maker or "base", progress=progress)
+        with turn():
+            pairs = make_losers(policy, winners, config, cache, model=maker or "base", progress=progress)
         del policy  # its memory is the trained one's
         start = made[-1] if made else None
         made.append(train(Round(number=number, start=start, maker=maker), pairs))

@@ -2,51 +2,42 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
-from diffalign.config import ConfigError
 from diffalign.data.records import Record
 from diffalign.policy import Policy, load_policy
 from diffalign.policy.export import LORA_FILE
 from diffalign.policy.lora import AdapterConfig
-from diffalign.policy.precision import DTYPES, best_device
+from diffalign.policy.precision import DTYPES
 from diffalign.train.config import TrainConfig, recipe_text
 from diffalign.train.losers import Round
 from diffalign.train.prepare import read_records
 from diffalign.train.progress import Screen
-from diffalign.train.run import RunFolder, new_run
 
 REPORT = "report.json"
 
 
 def start_rounds(
-    config: TrainConfig, records: Sequence[Record] | None, resume: Path | None
-) -> tuple[RunFolder, list[Record], partial[Policy]]:
-    """Claim the folder, read the winners, and say how a maker of losers is opened.
+    config: TrainConfig, records: Sequence[Record] | None, device: torch.device
+) -> tuple[list[Record], partial[Policy]]:
+    """Read the winners, and say how a maker of losers is opened.
 
     Raises:
-        ConfigError: several processes, which would make the same losers at once.
         DataError: the data do not follow their format.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("losers are made by one process: start the run without --processes")
-    root = RunFolder(root=resume) if resume else new_run(config.output)
-    if resume is None:
-        root.write_config(recipe_text(config))
-    opener = partial(open_maker, config)
+    opener = partial(open_maker, config, device)
     screen = Screen(True, config.steps, config.batch, config.log.every)
-    winners = list(records) if records is not None else read_records(config, opener(None), screen)
-    return root, winners, opener
+    return list(records) if records is not None else read_records(config, opener(None), screen), opener
 
 
-def open_maker(config: TrainConfig, lora: str | None) -> Policy:
+def open_maker(config: TrainConfig, device: torch.device, lora: str | None) -> Policy:
     """The model with a LoRA (None: a fresh one, which changes nothing), ready to make pictures."""
     adapter = replace(config.policy.adapter or AdapterConfig(), init_from=lora)
     policy = load_policy(
@@ -56,7 +47,7 @@ def open_maker(config: TrainConfig, lora: str | None) -> Policy:
         allow_download=config.policy.allow_download,
     )
     policy.set_long_prompts(config.policy.long_prompts)
-    return policy.to(best_device(), DTYPES[config.precision])
+    return policy.to(device, DTYPES[config.precision])
 
 
 def round_recipe(config: TrainConfig, folder: Path, one: Round, last: bool) -> dict[str, Any]:

@@ -17,7 +17,19 @@ from diffalign.objectives.base import name_of
 from diffalign.objectives.beta import BetaConvention, canonical_beta
 
 FILLED = frozenset(
-    {"soft", "score", "margin", "weight", "tensors", "kl_error", "kl_ref_error", "prompt_features"}
+    {
+        "soft",
+        "score",
+        "margin",
+        "weight",
+        "tensors",
+        "kl_error",
+        "kl_ref_error",
+        "prompt_features",
+        "rollout_distance",
+        "anchor_error",
+        "anchor_ref_error",
+    }
 )
 """What the trainer can give an objective that declares it in ``needs``."""
 CONVERTING: frozenset[WeightName] = frozenset(

@@ -5,15 +5,23 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from diffalign.data.records import BytesImage, Kind, Record
 from diffalign.evaluate.generate import Progress, Sampling, generate_base
+from diffalign.label.captions import dual_captions
+from diffalign.label.judges import load_judges
+from diffalign.label.options import LabelOptions
+from diffalign.label.pool import of_pictures
+from diffalign.label.write import derive
 from diffalign.policy import Policy
 from diffalign.train.config import WorldConfig
+from diffalign.world.captions import describe_images, perturb
 from diffalign.world.grammar import Prompt, Split, double_prompts, single_prompts
 from diffalign.world.raters import Rater, leaves_open, named_rater
 
@@ -51,7 +59,12 @@ def world_records(
     policy: Policy, config: WorldConfig, cache: Path, progress: Progress = lambda n: None
 ) -> list[Record]:
     """Pictures of the base on training prompts (made once and kept in ``cache``), and what a simulated person
-    says of them: noisy votes on their pairs, likes and dislikes, or rankings, as ``config.ask`` says.
+    says of them: noisy votes on their pairs, likes and dislikes, or rankings, as ``config.ask`` says; with
+    scorers' labels, pairs by a rule, or own captions where the config asks for them.
+
+    Raises:
+        RegistryError: no such rule or scorer.
+        DataError: the rule makes no pair of these pictures.
     """
     rater = named_rater(config.taste, config.temperature, config.careless)
     prompts, _ = training_prompts(config)
@@ -64,12 +77,52 @@ def world_records(
         )  # fmt: skip
     seeds = range(1000, 1000 + config.per_prompt)  # never those of the evaluation
     pictures = generate_base(policy, [str(p) for p in prompts], list(seeds), Sampling(), cache, progress)
+    records = _asked(prompts, pictures, config, rater)
+    if config.scorers:
+        records = scored_records(records, prompts, pictures, config, cache, policy.device)
+    if config.captions != "prompt":
+        records = dual_captions(
+            records, config.captions, describe=describe_images, perturb=perturb, seed=config.seed
+        )
+    return turned(records, config.flip, np.random.default_rng([config.seed, 7]))
+
+
+def _asked(prompts: list[Prompt], pictures: Tensor, config: WorldConfig, rater: Rater) -> list[Record]:
+    """What the person says when asked as ``config.ask`` says."""
     rng = np.random.default_rng([config.seed, 6])
     if config.ask == "likes":
         return like_records(prompts, pictures, rater, rng)
     if config.ask == "rankings":
         return ranking_records(prompts, pictures, rater, rng, config.list_length)
     return vote_records(prompts, pictures, rater, rng)
+
+
+def scored_records(
+    records: list[Record],
+    prompts: list[Prompt],
+    pictures: Tensor,
+    config: WorldConfig,
+    cache: Path,
+    device: str | torch.device = "cpu",
+) -> list[Record]:
+    """Records with the labels of ``config.scorers``, or instead of them the pairs of ``config.rule``.
+
+    A rule sees all pictures of a prompt; ``relabel`` sees the pairs that were voted on.
+    """
+    judges, options = load_judges(config.scorers, device), LabelOptions(cache=str(cache))
+    if config.rule not in (None, "relabel"):
+        records = of_pictures([str(p) for p in prompts], pictures)
+    items, _ = derive(records, judges, options, rule=config.rule)
+    return [item.record for item in items]
+
+
+def turned(records: list[Record], share: float, rng: np.random.Generator) -> list[Record]:
+    """Votes and likes of which a share, drawn by ``rng``, is turned round; ties stay as they are."""
+    drawn = rng.random(len(records)) < share
+    return [
+        replace(r, values=tuple(1 - v for v in r.values)) if turn and not r.undecided else r
+        for r, turn in zip(records, drawn.tolist(), strict=True)
+    ]
 
 
 def vote_records(

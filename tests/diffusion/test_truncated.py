@@ -116,7 +116,7 @@ def test_no_gradient_through_the_teacher() -> None:
 
 
 def test_wrong_use_is_named() -> None:
-    with pytest.raises(ValueError, match="asks a teacher"):
+    with pytest.raises(ValueError, match="asks the teacher"):
         TruncatedSampling()(torch.zeros(1, 4, 8, 8), [1], VP, Uniform())
     with pytest.raises(ValueError, match="grid is 1"):
         TruncatedSampling(grid=1)

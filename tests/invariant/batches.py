@@ -27,6 +27,7 @@ EXTRAS = (
     "other_error",
     "anchor_error",
     "anchor_ref_error",
+    "rollout_distance",
 )
 
 

@@ -7,6 +7,7 @@ with the reason; everything else is a fault.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields, replace
 from itertools import product
@@ -148,12 +149,21 @@ def test_options_survive_yaml(name, tmp_path):
 
 
 @BY_NAME
-def test_numbers_are_checked(name):
+def test_numbers_are_checked_and_named(name):
     cls = objectives.get(name)
     for f in fields(cls):
-        if isinstance(f.default, float):
-            with pytest.raises(ValueError, match=rf"{f.name}.* is nan; it must be"):
-                build(name, **{f.name: math.nan})
+        for wrong in wrong_numbers(f.default, hints_of(cls)[f.name]):
+            said = re.escape(f"{name}.{f.name} is {wrong}; it must be ")
+            with pytest.raises(ValueError, match=rf"^{said}\S"):
+                build(name, **{f.name: wrong})
+
+
+def wrong_numbers(default: Any, kind: Any) -> list[Any]:
+    """Values that no objective's option of this kind may have."""
+    if isinstance(default, bool) or not {int, float} & {kind, *get_args(kind)}:
+        return []
+    wrong = [-1] if kind is int else [-1.0, math.nan, math.inf]
+    return [(w,) * len(default) for w in wrong] if isinstance(default, tuple) else wrong
 
 
 # ---------------------------------------------------------------------- what a loss is

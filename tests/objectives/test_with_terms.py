@@ -55,6 +55,18 @@ def test_anchor_adds_half_the_distance_of_both_sides() -> None:
     assert torch.isfinite(slope).all()
 
 
+def test_anchor_on_rollouts_needs_no_tensors_and_adds_their_distance() -> None:
+    objective = build("with_terms", anchor=2.0, anchor_on="rollouts")
+    assert objective.needs == {"rollout_distance"}
+    assert objective.needs_reference
+    apart = torch.arange(6).double().requires_grad_(True)
+    batch = replace(random_rows(3), tensors=None, extra={"rollout_distance": apart})
+    loss = objective.loss(batch)[0]
+    torch.testing.assert_close(loss, build("dpo").loss(batch)[0] + apart[:3] + apart[3:])
+    assert torch.autograd.grad(loss.sum(), apart)[0].tolist() == [1.0] * 6
+    assert build("with_terms", anchor_on="rollouts").needs == frozenset()
+
+
 def test_loser_scales_the_gradient_and_no_value() -> None:
     (plain, whole), (loss, found) = gradients("dpo", {}), gradients("with_terms", {"loser": 0.25})
     torch.testing.assert_close(loss, plain, rtol=0, atol=0)

@@ -80,16 +80,18 @@ def tiny_run(family: str, folder: Path, output: Path, *overrides: str, resume: P
     return align(recipe(family, folder, output), *overrides, records=records(), resume=resume)
 
 
-def launch(processes: int, *arguments: str, config: str | None = None) -> None:
+def launch(
+    processes: int, *arguments: str, config: str | None = None, module: str = "tests.train.runs"
+) -> None:
     """Train in processes of their own, one or several; ``config`` is a file of training/accelerate."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "tests.train.runs"]
+    command = [sys.executable, "-m", module]
     if processes > 1:
         environment["ACCELERATE_USE_CPU"] = "true"
         launcher = ["-m", "accelerate.commands.launch", "--num_processes", str(processes)]
         launcher += ["--main_process_port", "0"]
         launcher += ["--config_file", f"training/accelerate/{config}"] if config else ["--multi_gpu"]
-        command = [sys.executable, *launcher, "-m", "tests.train.runs"]
+        command = [sys.executable, *launcher, "-m", module]
     done = subprocess.run(
         [*command, *arguments],
         cwd=ROOT,

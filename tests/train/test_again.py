@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from diffalign.data import read
+from diffalign.data.transform import decode
 from diffalign.policy import Policy, load_policy
 from diffalign.train import again
 from diffalign.train.again import evaluate_again, export_again, generate_to, open_run
@@ -70,6 +72,25 @@ def test_prompts_are_drawn_on_the_best_device(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(again, "generate", watch)
     with pytest.raises(Seen, match="meta"):
         generate_to(tmp_path / "out", tiny_folder("sd", tmp_path), ["a red circle"], None, 1, 2, 4.0)
+
+
+def test_generated_pictures_carry_their_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = torch.arange(4, dtype=torch.uint8).view(2, 2, 1, 1, 1).expand(-1, -1, 3, 8, 8)
+    monkeypatch.setattr(again, "load_policy", lambda model: torch.nn.Identity())
+    monkeypatch.setattr(again, "generate", lambda *arguments: pictures)
+
+    def make() -> list[Path]:
+        return generate_to(tmp_path / "out", "x", ["a red circle", "ein Stern"], None, 2, 2, 4.0)
+
+    assert [p.name for p in make()] == ["0000-0.png", "0000-1.png", "0001-0.png", "0001-1.png"]
+    one, two = read(tmp_path / "out")
+    assert (one.prompt, two.prompt) == ("a red circle", "ein Stern")
+    assert len(two.images) == 2
+    assert decode(two.images[1].read(), "it").getpixel((0, 0)) == (3, 3, 3)
+    for file in (tmp_path / "out").glob("*.png"):
+        file.unlink()
+    with pytest.raises(FileExistsError, match=r"0000-0\.txt exists"):
+        make()
 
 
 def test_a_run_of_a_hub_model_may_fetch_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
