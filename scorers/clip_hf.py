@@ -15,8 +15,11 @@ from scorers.texts import refuse_special
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from transformers import CLIPModel, PreTrainedTokenizerBase
+    from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
     from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+OLD_KEYS = ("*position_ids",)
+"""Old checkpoints carry position ids, which are just 0, 1, 2, ... and no longer saved."""
 
 
 class Limits(NamedTuple):
@@ -34,36 +37,56 @@ def limits(clip: CLIPModel) -> Limits:
     return Limits(vision.image_size, text.max_position_embeddings, text.vocab_size)
 
 
-def clip_folder(name: str, weights: Path | None) -> Path:
-    """Folder of a saved CLIPModel with its tokenizer.
+def find_clip(name: str, weights: Path | None, what: str) -> Path:
+    """Folder of a saved CLIPModel with its tokenizer, or a file with weights of the published sizes.
 
     Raises:
-        FileNotFoundError: no folder given or found, or a file is missing in it.
+        FileNotFoundError: nothing given or found, or a file is missing in the folder.
     """
-    folder = need_weights(name, weights, "the folder of a saved CLIPModel with its tokenizer")
-    if not (folder / "config.json").is_file():
+    path = need_weights(name, weights, what)
+    if path.is_file():
+        return path
+    if not (path / "config.json").is_file():
         raise FileNotFoundError(
-            f"scorer {name!r}: {folder} holds no config.json; give the folder of a saved CLIPModel"
+            f"scorer {name!r}: {path} holds no config.json; give the folder of a saved CLIPModel, or a file "
+            "with weights of the published sizes"
         )
-    if not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+    if not any((path / file).is_file() for file in ("tokenizer.json", "vocab.json")):
         raise FileNotFoundError(
-            f"scorer {name!r}: {folder} holds no tokenizer; save the model's tokenizer into the same folder"
+            f"scorer {name!r}: {path} holds no tokenizer; save the model's tokenizer into the same folder"
         )
-    return folder
+    return path
 
 
-def load_clip(folder: Path) -> CLIPModel:
-    """Build the CLIPModel of a folder in float32; every key must be there and none may be left over.
+def clip_config(path: Path) -> CLIPConfig:
+    """Configuration of a folder, or of ViT-H/14 as LAION trained it, for a file that has none."""
+    from transformers import CLIPConfig
+
+    if path.is_dir():
+        return CLIPConfig.from_pretrained(path, local_files_only=True)
+    text, vision = (
+        {"hidden_size": w, "intermediate_size": f, "num_hidden_layers": n, "num_attention_heads": 16}
+        for w, f, n in ((1024, 4096, 24), (1280, 5120, 32))
+    )
+    shared = {"hidden_act": "gelu", "projection_dim": 1024}
+    return CLIPConfig(
+        text_config={**text, **shared, "eos_token_id": 2},  # 2 makes transformers pool at the largest id
+        vision_config={**vision, **shared, "patch_size": 14, "image_size": 224},
+        projection_dim=1024,
+    )
+
+
+def load_clip(path: Path) -> CLIPModel:
+    """Build a CLIPModel in float32; every key must be there and none may be left over.
 
     Raises:
         FileNotFoundError: the folder holds no weights.
         ValueError: they do not fit the configuration key by key.
     """
-    from transformers import CLIPConfig, CLIPModel
+    from transformers import CLIPModel
 
-    config = CLIPConfig.from_pretrained(folder, local_files_only=True)
-    # Old checkpoints carry position_ids, which are just 0, 1, 2, ... and no longer saved.
-    clip = build(lambda: CLIPModel(config), read_state(folder), where=folder, ignore=["*position_ids"])
+    config = clip_config(path)
+    clip = build(lambda: CLIPModel(config), read_state(path), where=path, ignore=OLD_KEYS)
     restore_positions(clip)
     return clip.float()
 
@@ -74,21 +97,36 @@ def restore_positions(clip: CLIPModel) -> None:
         embeddings.position_ids = torch.arange(embeddings.position_ids.shape[-1])[None]
 
 
-def load_tokenizer(folder: Path, clip: CLIPModel) -> PreTrainedTokenizerBase:
-    """Tokenizer of a folder.
+def load_tokenizer(path: Path, clip: CLIPModel) -> PreTrainedTokenizerBase:
+    """Tokenizer of a folder, or CLIP's own for a file.
 
     Raises:
         ValueError: it has more tokens than the model.
     """
     from transformers import CLIPTokenizer
 
-    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    if path.is_dir():
+        tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
+    else:
+        tokenizer = openai_tokenizer()
     words = limits(clip).words
     if len(tokenizer) > words:
         raise ValueError(
-            f"{folder}: the tokenizer has {len(tokenizer)} tokens but the model knows {words} only"
+            f"{path}: the tokenizer has {len(tokenizer)} tokens but the model knows {words} only"
         )
     return tokenizer
+
+
+def openai_tokenizer() -> PreTrainedTokenizerBase:
+    """CLIP's tokenizer as transformers has it, from the vocabulary that comes with open_clip."""
+    from open_clip.tokenizer import SimpleTokenizer
+    from transformers import CLIPTokenizer
+
+    simple = SimpleTokenizer()
+    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocab = {names.get(token, token): i for token, i in simple.encoder.items()}
+    merges = sorted(simple.bpe_ranks, key=simple.bpe_ranks.__getitem__)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
 
 
 def tokenize(

@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 
 from scorers import catalogue
-from scorers.base import ScorerBase, check_batch
-from scorers.clip_hf import cast_towers, clip_folder, limits, load_clip, load_tokenizer, tokenize, unit
+from scorers.clip_hf import cast_towers, find_clip, limits, load_clip, load_tokenizer, tokenize, unit
 from scorers.preprocess import Preprocess
-from scorers.protocol import Details
-from scorers.texts import TextCache
+from scorers.two_tower import TwoTower
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedTokenizerBase
@@ -26,7 +24,7 @@ Normalise = Literal["none", "cos", "div26"]
 
 
 @catalogue.register("pickscore")
-class PickScore(ScorerBase):
+class PickScore(TwoTower):
     """Two-tower scorer on a transformers CLIPModel.
 
     The towers run in the precision they are in; features are normalised and multiplied in float32. Text
@@ -68,7 +66,6 @@ class PickScore(ScorerBase):
         self.tokenizer = tokenizer
         self.preprocess = preprocess or Preprocess(size=limits(clip).side)
         self.normalise = normalise
-        self.texts = TextCache()
         units = {"none": 1.0, "div26": 26.0, "cos": float(self.scale().detach())}[normalise]  # of the score
         self.temperature = 1 / units
         self.range = (-1.0, 1.0) if normalise == "cos" else (-100 / units, 100 / units)
@@ -83,50 +80,22 @@ class PickScore(ScorerBase):
         dtype: torch.dtype = torch.float32,
         normalise: Normalise = "none",
     ) -> PickScore:
-        """Load a folder that holds a saved CLIPModel and its tokenizer.
+        """Load a folder that holds a saved CLIPModel and its tokenizer, or a file of the published sizes.
 
         Raises:
-            FileNotFoundError: no folder given or found, or a file is missing in it.
+            FileNotFoundError: nothing given or found, or a file is missing in the folder.
             ValueError: the weights do not fit the configuration key by key.
         """
-        folder = clip_folder(cls.name, weights)
-        clip = load_clip(folder)
+        path = find_clip(cls.name, weights, cls.weights)
+        clip = load_clip(path)
         cast_towers(clip, dtype)
-        preprocess = Preprocess.load(folder, limits(clip).side)
-        return cls(clip, load_tokenizer(folder, clip), preprocess, normalise).to(device)
-
-    def score_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Score pictures (B, 3, H, W) in [0, 1] for B prompts: (B,) float32, differentiable in the pictures.
-
-        Raises:
-            ValueError: wrong shapes, not one prompt per picture, or a special token in a prompt.
-        """
-        return self._scaled(self.cosines(x01, prompts))
-
-    def cosines(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
-        """(B,) float32 cosine of pictures and prompts; see ``score_tensor``."""
-        check_batch(x01, prompts)
-        return (self.encode_images(x01) * self.encode_prompts(prompts)).sum(1)
-
-    def details(self, x01: Tensor, prompts: Sequence[str]) -> Details:
-        """Score, with the cosine beside it."""
-        cos = self.cosines(x01, prompts)
-        return Details(score=self._scaled(cos), raw=cos)
-
-    def cross_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Score M pictures with each of N prompts: (M, N) float32; each is encoded once."""
-        image, text = self.encode_images(x01), self.encode_prompts(prompts)
-        with torch.autocast(image.device.type, enabled=False):
-            return self._scaled(image @ text.T)
+        preprocess = Preprocess.load(path, limits(clip).side)
+        return cls(clip, load_tokenizer(path, clip), preprocess, normalise).to(device)
 
     def scale(self) -> Tensor:
         """exp(logit_scale), a scalar, about 100 for trained models."""
         out: Tensor = self.clip.logit_scale.float().exp()
         return out
-
-    def encode_images(self, x01: Tensor) -> Tensor:
-        """Unit features (B, D) float32 of pictures (B, 3, H, W) in [0, 1]."""
-        return self.image_features(self.preprocess(x01))
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Unit features (B, D) float32 of preprocessed pictures (B, 3, size, size)."""
@@ -141,12 +110,12 @@ class PickScore(ScorerBase):
         """(B, L) token ids, padded to the longest, cut at the model's limit with the end token kept."""
         return tokenize(self.tokenizer, prompts, limits(self.clip).tokens).to(self.device)
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Unit features (B, D) float32 of B prompts; remembered while the text tower is frozen."""
-        weights = [*self.clip.text_model.parameters(), self.clip.text_projection.weight]
-        return self.texts.features(prompts, lambda texts: self.token_features(self.tokenize(texts)), weights)
+    def text_weights(self) -> list[Tensor]:
+        """See TwoTower."""
+        return [*self.clip.text_model.parameters(), self.clip.text_projection.weight]
 
-    def _scaled(self, cosines: Tensor) -> Tensor:
+    def scaled(self, cosines: Tensor) -> Tensor:
+        """See TwoTower."""
         if self.normalise == "cos":
             return cosines
         return cosines * self.scale() / (26 if self.normalise == "div26" else 1)
