@@ -76,9 +76,7 @@ def inversion_macro(prob_0: Tensor, label_0: Tensor, groups: Sequence[Hashable])
     inverted = (prob_0 - 0.5).sign() * (label_0 - 0.5).sign() < 0
     number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
     place = torch.tensor([number[group] for group in groups])
-    count = torch.zeros(len(number), dtype=torch.float64).index_add(
-        0, place, torch.ones(len(place)).double()
-    )
+    count = torch.zeros(len(number), dtype=torch.float64).index_add(0, place, torch.ones(len(place)).double())
     wrong = torch.zeros(len(number), dtype=torch.float64).index_add(0, place, inverted.double().cpu())
     return float((1 - wrong / count).mean())
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from scorers.base import ScorerBase
 from scorers.freezing import unlock
 from scorers.images import ImageLike, to_tensors
 from scorers.losses import hinge_loss, listwise_loss, pair_cross_entropy, pickscore_loss
@@ -49,6 +50,17 @@ class Asked:
     prompts: Sequence[str]
     users: Sequence[str]
     dims: Sequence[str]
+
+
+@runtime_checkable
+class Conditioned(Protocol):
+    """A scorer with a condition for each dimension (MPS)."""
+
+    dims: tuple[str, ...]
+
+    def score_conditions(self, x01: Tensor, prompts: Sequence[str], dims: Sequence[str]) -> Tensor:
+        """(B,) scores, each picture under a condition of its own."""
+        ...
 
 
 class Learner(nn.Module):
@@ -142,11 +154,15 @@ class Learner(nn.Module):
         if any(isinstance(item, Rating) for item in items):
             raise ValueError(f"{type(self.scorer).__name__} learns from comparisons, not from ratings")
         if loss == "listwise":
-            return [i if isinstance(i, Ranking) else as_ranking(Vote(*i)) for i in items]  # type: ignore[misc]
-        votes: list[Item] = [*as_votes(items)]  # type: ignore[arg-type]
+            return [i if isinstance(i, Ranking) else as_ranking(Vote(*i)) for i in items]
+        votes: list[Item] = [*as_votes(items)]
         if not votes:
             raise ValueError("none of the rankings orders two pictures; there is nothing to learn")
         return votes
+
+    def prepare(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Do once what no step changes; heads on frozen towers turn pictures into features."""
+        return items
 
     def unlock(self, options: TrainOptions) -> None:
         """Let the weights train that are meant to."""
@@ -195,15 +211,36 @@ class TowerLearner(Learner):
 
     def tame(self) -> None:
         """See Learner."""
-        for name, parameter in self.scorer.named_parameters():
-            if name.endswith("logit_scale"):
-                parameter.data.clamp_(max=MAX_LOGIT_SCALE)
+        bound_scale(self.scorer)
+
+
+class ConditionLearner(Learner):
+    """MPS: every vote under the condition that it was cast for, the main one where it says none."""
+
+    def scores(self, asked: Asked) -> Tensor:
+        """See Learner."""
+        scorer = self.scorer
+        assert isinstance(scorer, Conditioned)
+        dims = [dim or scorer.dims[0] for dim in asked.dims]
+        return scorer.score_conditions(asked.pictures, asked.prompts, dims)
+
+    def tame(self) -> None:
+        """See TowerLearner."""
+        bound_scale(self.scorer)
+
+
+def bound_scale(scorer: nn.Module) -> None:
+    """Keep exp(logit_scale) at 100 or below, as CLIP is trained."""
+    for name, parameter in scorer.named_parameters():
+        if name.endswith("logit_scale"):
+            parameter.data.clamp_(max=MAX_LOGIT_SCALE)
 
 
 def log_worths(scorer: nn.Module, score: Tensor) -> Tensor:
     """Scores in the units of the scorer's own calibration, higher is better."""
-    temperature = float(getattr(scorer, "temperature", 1.0))
-    return score / (temperature if getattr(scorer, "higher_better", True) else -temperature)
+    if not isinstance(scorer, ScorerBase):
+        return score
+    return score / (scorer.temperature if scorer.higher_better else -scorer.temperature)
 
 
 def stack_images(scorer: nn.Module, images: Sequence[ImageLike]) -> Tensor:
@@ -213,7 +250,7 @@ def stack_images(scorer: nn.Module, images: Sequence[ImageLike]) -> Tensor:
         ValueError: a bad picture; pictures of several sizes for a scorer that does not fit them.
     """
     device = next((p.device for p in scorer.parameters()), torch.device("cpu"))
-    fit = getattr(getattr(scorer, "preprocess", None), "fit", None)
+    fit = scorer.preprocess.fit if isinstance(scorer, ScorerBase) and scorer.preprocess else None
     with torch.no_grad():
         pictures = [x[None].to(device) for x in to_tensors(images)]
         if fit is not None:
@@ -230,10 +267,17 @@ def learner_for(scorer: nn.Module) -> Learner:
     """The learner that suits a scorer.
 
     Raises:
-        ValueError: no weights, or none through which gradients flow.
+        ValueError: it has no weights.
     """
+    from scorers.heads import head_learner  # builds on this module
+
     if isinstance(scorer, Learner):
         return scorer
     if not any(True for _ in scorer.parameters()):
         raise ValueError(f"{type(scorer).__name__} has no weights that could be trained")
-    return TowerLearner(scorer) if isinstance(scorer, TwoTower) else Learner(scorer)
+    head = head_learner(scorer)
+    if head is not None:
+        return head
+    if isinstance(scorer, TwoTower):
+        return TowerLearner(scorer)
+    return ConditionLearner(scorer) if isinstance(scorer, Conditioned) else Learner(scorer)

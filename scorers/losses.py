@@ -172,4 +172,5 @@ def hinge_loss(logit: Tensor, label_0: Tensor, *, margin: float = 1.0, smooth: f
 
 def bound_loss(prototypes: Tensor, bound: float) -> Tensor:
     """How far prototypes (K, D) lie outside a ball of radius ``bound``, summed (PAL's code; unused in it)."""
-    return (prototypes.norm(dim=1) - bound).clamp_min(0).sum()
+    beyond = functional.relu(prototypes.norm(dim=1) - bound)
+    return beyond.sum()

@@ -99,13 +99,15 @@ def make_app(scorer: Scorer, options: ServerOptions | None = None) -> FastAPI:
     """
     try:
         from fastapi import FastAPI
-        from starlette.routing import Route
+        from starlette.routing import BaseRoute, Route
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"the reward server needs {error.name}: pip install diffalign[server]"
         ) from error
     if scorer.kind != "pointwise" or scorer.space != "pixel":
-        raise ValueError(f"scorer {scorer.name} is {scorer.kind} in {scorer.space} space; it cannot be served")
+        raise ValueError(
+            f"scorer {scorer.name} is {scorer.kind} in {scorer.space} space; it cannot be served"
+        )
     service = Service(scorer, options or ServerOptions())
 
     @contextlib.asynccontextmanager
@@ -113,7 +115,7 @@ def make_app(scorer: Scorer, options: ServerOptions | None = None) -> FastAPI:
         async with service.running():
             yield
 
-    routes = [
+    routes: list[BaseRoute] = [
         Route("/health", service.health, methods=["GET"]),
         Route("/about", service.about, methods=["GET"]),
         Route("/score", service.score, methods=["POST"]),
@@ -217,7 +219,7 @@ class Service:
         return {"outcomes": [o.row() for o in await self._outcomes(pictures, prompts)]}
 
     async def _body(self, request: Any) -> bytes:
-        """Read the body; what is too large is read on a little and thrown away, so that the answer arrives."""
+        """Read the body; what is too large is read on a little and dropped, so that the answer arrives."""
         most = self.options.limits.body
         stated = request.headers.get("content-length", "0")
         if stated.isdecimal() and int(stated) > 2 * most:
@@ -231,9 +233,7 @@ class Service:
                         break
                     parts.append(part if size <= most else b"")
         except TimeoutError as error:
-            raise RefusedError(
-                408, f"the body did not arrive in {self.options.read_timeout:g} s"
-            ) from error
+            raise RefusedError(408, f"the body did not arrive in {self.options.read_timeout:g} s") from error
         if size > most:
             raise RefusedError(413, f"the body has {size} bytes or more; at most {most} are taken")
         return b"".join(parts)

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from scorers.accuracy import Accuracy, measure
-from scorers.freezing import unlock
 from scorers.learners import MAX_LOGIT_SCALE, Learner, TowerLearner, learner_for, stack_images
 from scorers.train_options import PRESETS, TrainOptions, preset, rate_at
 from scorers.train_state import TrainState, forget_state, load_state, save_state
@@ -188,7 +187,8 @@ class _Run:
         resume: Path | None,
     ) -> None:
         self.learner, self.options, self.accelerator, self.resume = learner, options, accelerator, resume
-        self.votes, self.validation = learner.items(votes, options.loss), validation
+        self.votes = learner.prepare(learner.items(votes, options.loss))
+        self.validation = learner.prepare(as_votes(validation))
         self.counts = Counter(prompt_of(vote) for vote in self.votes)
         self.optimizer = torch.optim.AdamW(
             learner.groups(options), lr=options.learning_rate, betas=options.betas, eps=options.eps
@@ -331,5 +331,3 @@ def _batches(n: int, options: TrainOptions) -> Iterator[list[int]]:
 
 def _copy(learner: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach().cpu().clone() for k, v in learner.state_dict().items()}
-
-

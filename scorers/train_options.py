@@ -24,7 +24,7 @@ class TrainOptions:
     """Comparisons per step, over all processes."""
     learning_rate: float = 3e-6
     head_rate: float | None = None
-    """Rate of the parameters that a learner calls its table (PAL's users and prototypes); None is the other."""
+    """Rate of tables (PAL's people and prototypes); None is ``learning_rate``."""
     warmup: int = 500
     """Steps of linear warm-up; the rate then falls to 0 at the last step."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -112,8 +112,10 @@ PRESETS: Mapping[str, TrainOptions] = {
         balance_prompts=False, keep="loss",
     ),
 }  # fmt: skip
-"""Published defaults by the name of the scorer. HPSv2 publishes 20 unlocked groups of the picture tower, which
-are 19 blocks and the projection; ImageReward freezes 70 % of both towers, on a large BLIP 16 of 24 and 8 of 12."""
+"""Published defaults by the name of the scorer.
+
+HPSv2 publishes 20 unlocked groups of the picture tower, which are 19 blocks and the projection; ImageReward
+freezes 70 % of both towers, of a large BLIP 16 of 24 blocks and 8 of 12."""
 
 
 def preset(name: str) -> TrainOptions:

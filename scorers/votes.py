@@ -52,14 +52,38 @@ Item = Vote | Ranking | Rating
 T = TypeVar("T", Vote, Ranking, Rating, Item)
 
 
-def as_votes(items: Sequence[Vote | Ranking]) -> list[Vote]:
-    """Votes as they are, and each ranking as the pairs of it that are strictly ordered, the better first."""
-    votes = []
+def as_votes(items: Sequence[Item]) -> list[Vote]:
+    """Votes as they are, and each ranking as the pairs of it that are strictly ordered, the better first.
+
+    Of ratings each is paired with the next of the same prompt that has another mean.
+    """
+    votes, ratings = [], []
     for item in items:
-        if isinstance(item, Ranking):
+        if isinstance(item, Rating):
+            ratings.append(item)
+        elif isinstance(item, Ranking):
             votes += _pairs(item)
         else:
             votes.append(item if isinstance(item, Vote) else Vote(*item))
+    return votes + _rated_pairs(ratings)
+
+
+def mean_mark(rating: Rating) -> float:
+    """Mean of the marks 1, 2, ..., n."""
+    if len(rating.values) == 1:
+        return float(rating.values[0])
+    return sum((i + 1) * share for i, share in enumerate(rating.values))
+
+
+def _rated_pairs(ratings: Sequence[Rating]) -> list[Vote]:
+    last: dict[str, Rating] = {}
+    votes = []
+    for rating in ratings:
+        before = last.get(rating.prompt)
+        if before is not None and mean_mark(before) != mean_mark(rating):
+            label = float(mean_mark(before) > mean_mark(rating))
+            votes.append(Vote(before.image, rating.image, rating.prompt, label, rating.user))
+        last[rating.prompt] = rating
     return votes
 
 
@@ -80,11 +104,9 @@ def as_ranking(vote: Vote) -> Ranking:
     """
     if vote.label not in (0, 0.5, 1):
         raise ValueError(
-            f"a listwise loss needs hard labels (0, 0.5 or 1), got {vote.label}; use a pair loss for soft ones"
+            f"a listwise loss needs hard labels (0, 0.5 or 1), got {vote.label}; soft ones need a pair loss"
         )
-    return Ranking(
-        (vote.first, vote.second), vote.prompt, (vote.label, 1 - vote.label), vote.user, vote.dim
-    )
+    return Ranking((vote.first, vote.second), vote.prompt, (vote.label, 1 - vote.label), vote.user, vote.dim)
 
 
 def prompt_of(item: Item) -> str:

@@ -136,7 +136,7 @@ def _picture(tensor: Tensor, i: int, limits: Limits) -> Tensor | Outcome:
             _check_pixels(*_header(data, i), i, limits)
             return to_tensor(data, where=f"image {i}")
         if tensor.ndim == 3:
-            _check_pixels(*tensor.shape[1:], i, limits)
+            _check_pixels(tensor.shape[1], tensor.shape[2], i, limits)
         return to_tensor(tensor, where=f"image {i}")
     except (ValueError, TypeError) as error:
         return failed(error)

@@ -22,7 +22,7 @@ class Verdict:
     scorer: str
     comparison: Comparison
     margin_known: bool
-    """Whether the seeds gave a tie margin; with one picture per prompt they cannot, and ties are exact ones."""
+    """Whether the seeds gave a tie margin; with one picture per prompt only equal scores are ties."""
 
     def line(self, base: Path, model: Path) -> str:
         """One line for people."""
@@ -95,7 +95,7 @@ def _score(judge: Judge, row: dict[str, object]) -> float:
     value = row[judge.name]
     if not isinstance(value, float):
         raise DataError(
-            f"{row['key']}: {judge.name} gave no score ({row[f'{judge.name}.status']}); a comparison needs all"
+            f"{row['key']}: {judge.name} gave no score ({row[f'{judge.name}.status']}); all are needed"
         )
     return value if judge.scorer.higher_better else -value
 
@@ -128,7 +128,6 @@ def _groups(prompts: Sequence[str | None], *, alone: bool) -> np.ndarray:
     counts = {len(row) for row in rows.values()}
     if len(counts) > 1:
         raise DataError(
-            f"prompts have {min(counts)} to {max(counts)} pictures each; make as many of every prompt, so that "
-            "each counts the same"
+            f"prompts have {min(counts)} to {max(counts)} pictures each; make as many of every prompt"
         )
     return np.array(list(rows.values()))

@@ -43,7 +43,9 @@ class Share:
             ValueError: not 0 <= rank < world.
         """
         if not 0 <= self.rank < self.world:
-            raise ValueError(f"process {self.rank} of {self.world}: the first is 0, the last {self.world - 1}")
+            raise ValueError(
+                f"process {self.rank} of {self.world}: the first is 0, the last {self.world - 1}"
+            )
 
     @classmethod
     def of_environment(cls) -> Share:
@@ -144,8 +146,8 @@ class Parts:
             _replace(file, lambda f: f.write_text(plan))
         if file.read_text() != plan:
             raise DataError(
-                f"{folder} holds rows of other pictures, prompts or scorers; name another --output, or delete "
-                "the folder to start again"
+                f"{folder} holds rows of other pictures, prompts or scorers; name another --output, or "
+                "delete the folder to start again"
             )
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -165,7 +167,7 @@ class Parts:
             BlockingIOError: another process has it open.
         """
         file = self.folder / f"{share.rank:05d}-of-{share.world:05d}.jsonl"
-        out = open(file, "a+b")
+        out = open(file, "a+b")  # noqa: SIM115, the caller closes it
         _lock(out)
         whole = file.read_bytes().rfind(b"\n") + 1
         out.truncate(whole)
@@ -305,4 +307,3 @@ def _replace(file: Path, write: Callable[[Path], object]) -> None:
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     write(temporary)
     os.replace(temporary, file)
-

@@ -114,7 +114,9 @@ def _table(file: Path) -> Iterator[Picture]:
     offset = 0
     for group in range(table.num_row_groups):
         rows = table.metadata.row_group(group).num_rows
-        texts = table.read_row_group(group, columns=[text]).column(text).to_pylist() if text else [None] * rows
+        texts = (
+            table.read_row_group(group, columns=[text]).column(text).to_pylist() if text else [None] * rows
+        )
         for row in range(rows):
             for column in columns:
                 image = ParquetImage(file, group, row, column, offset)

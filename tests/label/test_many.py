@@ -67,24 +67,45 @@ def test_pictures_of_every_kind_of_source(tmp_path: Path) -> None:
 
     plain = folder(tmp_path / "plain", 2, prompts=2)
     listed = folder(tmp_path / "listed", 3)
-    lines = [{"file_name": "000.png", "text": "a"}, {"image_0": "001.png", "image_1": "000.png", "prompt": "b"}]
+    lines = [
+        {"file_name": "000.png", "text": "a"},
+        {"image_0": "001.png", "image_1": "000.png", "prompt": "b"},
+    ]
     (listed / "metadata.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     table = {"jpg_0": [png(1), png(2)], "jpg_1": [png(3), png(4)], "caption": ["c", "d"]}
     pq.write_table(pa.table(table), tmp_path / "t.parquet", row_group_size=1)
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
-        for name, data in [("0.png", png(9)), ("0.txt", b"e"), ("1.jpg", png(8)), ("1.json", b'{"prompt": "f"}')]:
+        for name, data in [
+            ("0.png", png(9)),
+            ("0.txt", b"e"),
+            ("1.jpg", png(8)),
+            ("1.json", b'{"prompt": "f"}'),
+        ]:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     found = pictures([plain, listed, tmp_path / "t.parquet", tmp_path / "s.tar", listed / "002.png"])
-    assert [p.prompt for p in found] == ["prompt 0", "prompt 1", "a", "b", "b", "c", "c", "d", "d", "e", "f", None]
+    assert [p.prompt for p in found] == [
+        "prompt 0",
+        "prompt 1",
+        "a",
+        "b",
+        "b",
+        "c",
+        "c",
+        "d",
+        "d",
+        "e",
+        "f",
+        None,
+    ]
     assert len({p.key for p in found}) == 12
     assert [p.image.read() for p in found[5:11]] == [png(v) for v in (1, 3, 2, 4, 9, 8)]
     assert {p.prompt for p in pictures([plain], "all")} == {"all"}
     with pytest.raises(DataError, match="named twice"):
         pictures([plain, plain / "001.png"])
+    (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no picture"):
-        (tmp_path / "empty").mkdir()
         pictures([tmp_path / "empty"])
 
 

@@ -1,4 +1,4 @@
-"""Losses of HPSv2, ImageReward, PAL and the general preference model against the published code; lists by hand."""
+"""Losses of HPSv2, ImageReward, PAL and GPM against published code; lists by hand."""
 
 from __future__ import annotations
 

@@ -94,7 +94,10 @@ def test_200_concurrent_requests_lose_nothing(url: str) -> None:
 
 def test_client_scores_like_the_scorer_itself(url: str) -> None:
     remote, local = RemoteScorer(url, "t", ClientOptions(chunk=3, workers=2)), Bright()
-    images = [torch.rand(3, 8, 8) for _ in range(7)] + [torch.rand(3, 5, 9), torch.randint(0, 256, (3, 4, 4)).byte()]
+    images = [torch.rand(3, 8, 8) for _ in range(7)] + [
+        torch.rand(3, 5, 9),
+        torch.randint(0, 256, (3, 4, 4)).byte(),
+    ]
     prompts = [f"prompt {i}" for i in range(9)]
     found, wanted = remote(images, prompts), local(images, prompts)
     assert torch.equal(found.score, wanted.score)
@@ -144,7 +147,9 @@ def bomb() -> bytes:
 
 def pickled() -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, **{"image.0": np.array([{"a": 1}], dtype=object)}, prompts=np.frombuffer(b'["a"]', np.uint8))
+    np.savez(
+        buffer, **{"image.0": np.array([{"a": 1}], dtype=object)}, prompts=np.frombuffer(b'["a"]', np.uint8)
+    )
     return buffer.getvalue()
 
 
@@ -178,13 +183,13 @@ def test_bad_requests_are_refused_and_the_server_lives(url: str, name: str) -> N
 def test_health_needs_no_token_but_about_does(url: str) -> None:
     with urllib.request.urlopen(url + "/health", timeout=10) as answer:
         assert json.loads(answer.read())["status"] == "ok"
-    with pytest.raises(RemoteError, match="401.*SCORERS_TOKEN"):
+    with pytest.raises(RemoteError, match=r"401.*SCORERS_TOKEN"):
         RemoteScorer(url, "wrong")
 
 
 def test_a_silent_server_is_a_clear_error() -> None:
     options = ClientOptions(patience=0.3, backoff=0.05, timeout=0.2)
-    with pytest.raises(RemoteError, match="no answer in 0.3 s.*is the server running"):
+    with pytest.raises(RemoteError, match=r"no answer in 0\.3 s.*is the server running"):
         RemoteScorer(f"http://127.0.0.1:{free_port()}", options=options)
 
 
@@ -213,7 +218,9 @@ def start(port: int) -> subprocess.Popen[bytes]:
     """A server in a process of its own."""
     code = "from tests.scorers.test_server import Bright; from scorers.server import *; "
     code += f"serve(Bright(), ServerOptions(port={port}, token=None, window=0.02, batch=4))"
-    return subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2], env=os.environ.copy())
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], env=os.environ.copy()
+    )
 
 
 @pytest.mark.slow
@@ -222,7 +229,9 @@ def test_the_client_goes_on_after_the_server_was_killed() -> None:
     first = start(port)
     second: list[subprocess.Popen[bytes]] = []
     try:
-        remote = RemoteScorer(f"http://127.0.0.1:{port}", options=ClientOptions(chunk=2, workers=2, backoff=0.05))
+        remote = RemoteScorer(
+            f"http://127.0.0.1:{port}", options=ClientOptions(chunk=2, workers=2, backoff=0.05)
+        )
         seen: list[float] = []
         for i in range(60):
             if i == 20:
