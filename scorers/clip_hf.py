@@ -1,16 +1,21 @@
-"""What the scorers on a transformers CLIPModel share: reading a folder, limits, precision, unit features."""
+"""What the scorers on a transformers CLIPModel share: layouts, limits, precision, features, saving."""
 
 from __future__ import annotations
 
+import json
+import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from scorers.loading import build, need_weights, read_state
+from scorers.preprocess import Preprocess
 from scorers.texts import refuse_special
+from scorers.two_tower import TwoTower
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,10 +96,12 @@ def load_clip(path: Path) -> CLIPModel:
     return clip.float()
 
 
-def restore_positions(clip: CLIPModel) -> None:
-    """Make the buffers anew that no checkpoint holds."""
-    for embeddings in (clip.text_model.embeddings, clip.vision_model.embeddings):
-        embeddings.position_ids = torch.arange(embeddings.position_ids.shape[-1])[None]
+def restore_positions(model: nn.Module) -> None:
+    """Make the position ids anew that no checkpoint holds, in every module that has them."""
+    for module in model.modules():
+        ids = module._buffers.get("position_ids")
+        if ids is not None:
+            module.register_buffer("position_ids", torch.arange(ids.shape[-1])[None], persistent=False)
 
 
 def load_tokenizer(path: Path, clip: CLIPModel) -> PreTrainedTokenizerBase:
@@ -158,3 +165,70 @@ def unit(features: Tensor | BaseModelOutputWithPooling) -> Tensor:
     """Normalise what CLIP's ``get_*_features`` gives: a tensor in transformers 4, an output object in 5."""
     tensor = features if isinstance(features, Tensor) else cast(Tensor, features.pooler_output)
     return F.normalize(tensor.float(), dim=-1)
+
+
+class ClipHfScorer(TwoTower):
+    """Two-tower scorer on a transformers CLIPModel. The towers run in the precision they are in.
+
+    Args:
+        clip: the model; it is put into evaluation mode and frozen.
+        tokenizer: its tokenizer; the longest prompt is the shorter of both their limits.
+        preprocess: transform of the pictures; None is CLIP's at the size of the vision tower.
+    """
+
+    size = "986 M"
+    preprocess: Preprocess
+
+    def __init__(
+        self, clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, preprocess: Preprocess | None = None
+    ) -> None:
+        """See the class."""
+        super().__init__()
+        self.clip = clip
+        self.tokenizer = tokenizer
+        self.preprocess = preprocess or Preprocess(size=limits(clip).side)
+        self.eval().requires_grad_(False)
+
+    def scale(self) -> Tensor:
+        """exp(logit_scale), a scalar, about 100 for trained models."""
+        out: Tensor = self.clip.logit_scale.float().exp()
+        return out
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Unit features (B, D) float32 of preprocessed pictures (B, 3, size, size)."""
+        pixels = pixels.to(self.clip.visual_projection.weight.dtype)
+        return unit(self.clip.get_image_features(pixel_values=pixels))
+
+    def token_features(self, ids: Tensor) -> Tensor:
+        """Unit features (B, D) float32 of token ids (B, L); padding behind the end token has no influence."""
+        return unit(self.clip.get_text_features(input_ids=ids))
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """(B, L) token ids, padded to the longest, cut at the model's limit with the end token kept."""
+        return tokenize(self.tokenizer, prompts, limits(self.clip).tokens).to(self.device)
+
+    def text_weights(self) -> list[Tensor]:
+        """See TwoTower."""
+        return [*self.clip.text_model.parameters(), self.clip.text_projection.weight]
+
+    def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Save model, tokenizer and transform for ``scorers.load(name, weights=folder)``.
+
+        ``dtype`` is that of the file only: half precision halves it and moves scores by about 1e-3.
+        Every file is written beside and then moved into place, the weights last.
+        """
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
+            self.clip.config.save_pretrained(name)
+            weights = self.clip.state_dict().items()
+            state = {k: v.detach().cpu().to(dtype).contiguous() for k, v in weights}
+            save_file(state, Path(name) / "model.safetensors", metadata={"format": "pt"})
+            self.tokenizer.save_pretrained(name)
+            (Path(name) / "preprocessor_config.json").write_text(
+                json.dumps(self.preprocess.to_dict(), indent=2) + "\n"
+            )
+            for file in sorted(Path(name).iterdir(), key=lambda f: f.suffix == ".safetensors"):
+                os.replace(file, folder / file.name)

@@ -95,7 +95,7 @@ class PalLearner(HeadLearner):
         return found
 
     def groups(self, options: TrainOptions) -> list[dict[str, Any]]:
-        """Maps at the rate, people and prototypes at ``head_rate``, the scale at 20 times that (published)."""
+        """Maps at the rate, people and prototypes at ``head_rate``, the scale at 20 times that."""
         users = self._pal().head.user_learner
         table = [p for name, p in users.named_parameters() if name in ("W", "P")]
         scale = [self._pal().head.logit_scale]

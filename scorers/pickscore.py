@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,9 +9,8 @@ import torch
 from torch import Tensor
 
 from scorers import catalogue
-from scorers.clip_hf import cast_towers, find_clip, limits, load_clip, load_tokenizer, tokenize, unit
+from scorers.clip_hf import ClipHfScorer, cast_towers, find_clip, limits, load_clip, load_tokenizer
 from scorers.preprocess import Preprocess
-from scorers.two_tower import TwoTower
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedTokenizerBase
@@ -24,7 +19,7 @@ Normalise = Literal["none", "cos", "div26"]
 
 
 @catalogue.register("pickscore")
-class PickScore(TwoTower):
+class PickScore(ClipHfScorer):
     """Two-tower scorer on a transformers CLIPModel.
 
     The towers run in the precision they are in; features are normalised and multiplied in float32. Text
@@ -44,8 +39,6 @@ class PickScore(TwoTower):
     licence = "code MIT; no licence is stated for the published weights"
     citation = "Kirstain et al., Pick-a-Pic: An Open Dataset of User Preferences, 2023, arXiv:2305.01569"
     weights = "folder of a CLIPModel with its tokenizer, e.g. yuvalkirstain/PickScore_v1"
-    size = "986 M"
-    preprocess: Preprocess
 
     def __init__(
         self,
@@ -59,17 +52,13 @@ class PickScore(TwoTower):
         Raises:
             ValueError: unknown ``normalise``.
         """
-        super().__init__()
+        super().__init__(clip, tokenizer, preprocess)
         if normalise not in ("none", "cos", "div26"):
             raise ValueError(f"normalise must be 'none', 'cos' or 'div26', not {normalise!r}")
-        self.clip = clip
-        self.tokenizer = tokenizer
-        self.preprocess = preprocess or Preprocess(size=limits(clip).side)
         self.normalise = normalise
         units = {"none": 1.0, "div26": 26.0, "cos": float(self.scale().detach())}[normalise]  # of the score
         self.temperature = 1 / units
         self.range = (-1.0, 1.0) if normalise == "cos" else (-100 / units, 100 / units)
-        self.eval().requires_grad_(False)
 
     @classmethod
     def load(
@@ -92,52 +81,8 @@ class PickScore(TwoTower):
         preprocess = Preprocess.load(path, limits(clip).side)
         return cls(clip, load_tokenizer(path, clip), preprocess, normalise).to(device)
 
-    def scale(self) -> Tensor:
-        """exp(logit_scale), a scalar, about 100 for trained models."""
-        out: Tensor = self.clip.logit_scale.float().exp()
-        return out
-
-    def image_features(self, pixels: Tensor) -> Tensor:
-        """Unit features (B, D) float32 of preprocessed pictures (B, 3, size, size)."""
-        pixels = pixels.to(self.clip.visual_projection.weight.dtype)
-        return unit(self.clip.get_image_features(pixel_values=pixels))
-
-    def token_features(self, ids: Tensor) -> Tensor:
-        """Unit features (B, D) float32 of token ids (B, L); padding behind the end token has no influence."""
-        return unit(self.clip.get_text_features(input_ids=ids))
-
-    def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """(B, L) token ids, padded to the longest, cut at the model's limit with the end token kept."""
-        return tokenize(self.tokenizer, prompts, limits(self.clip).tokens).to(self.device)
-
-    def text_weights(self) -> list[Tensor]:
-        """See TwoTower."""
-        return [*self.clip.text_model.parameters(), self.clip.text_projection.weight]
-
     def scaled(self, cosines: Tensor) -> Tensor:
         """See TwoTower."""
         if self.normalise == "cos":
             return cosines
         return cosines * self.scale() / (26 if self.normalise == "div26" else 1)
-
-    def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Save model, tokenizer and transform for ``scorers.load("pickscore", weights=folder)``.
-
-        ``dtype`` is that of the file only: half precision halves it and moves scores by about 1e-3.
-        Every file is written beside and then moved into place, the weights last.
-        """
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
-            self.clip.config.save_pretrained(name)
-            weights = self.clip.state_dict().items()
-            state = {k: v.detach().cpu().to(dtype).contiguous() for k, v in weights}
-            save_file(state, Path(name) / "model.safetensors", metadata={"format": "pt"})
-            self.tokenizer.save_pretrained(name)
-            (Path(name) / "preprocessor_config.json").write_text(
-                json.dumps(self.preprocess.to_dict(), indent=2) + "\n"
-            )
-            for file in sorted(Path(name).iterdir(), key=lambda f: f.suffix == ".safetensors"):
-                os.replace(file, folder / file.name)
