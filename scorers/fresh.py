@@ -32,9 +32,22 @@ def to_train(
         ValueError: see the scorer's loader.
     """
     found = scorers.find_weights(name, weights)
-    if name == "pal" and found is not None and not (found / "pal.json").is_file():
-        return _pal(found, items, device)
+    if name in HEADS and found is not None and (found / "config.json").is_file():
+        if not (found / "pal.json").is_file():
+            return _head(name, found, items, device)
     return scorers.load(name, found, device=device)
+
+
+def _head(name: str, folder: Path, items: Sequence[Item], device: str | torch.device) -> Any:
+    """A new head on a tower."""
+    from scorers.gpm import GPM
+    from scorers.nima import NIMA
+    from scorers.pickscore import PickScore
+
+    if name == "pal":
+        return _pal(folder, items, device)
+    tower = PickScore.load(folder, device=device)
+    return GPM.create(tower) if name == "gpm" else NIMA.create(tower)
 
 
 def _pal(folder: Path, items: Sequence[Item], device: str | torch.device) -> Any:

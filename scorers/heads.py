@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from scorers.featured import image_inputs, joint_inputs
+from scorers.gpm import GPM
 from scorers.images import ImageLike
-from scorers.learners import Asked, Learner, stack_images
+from scorers.learners import Asked, Learner, Loss, stack_images
+from scorers.losses_structure import emd, gpm_score
+from scorers.nima import NIMA, moments
+from scorers.pal import Pal
 from scorers.votes import Item, Ranking, Rating, Vote
 
 if TYPE_CHECKING:
@@ -18,18 +23,6 @@ if TYPE_CHECKING:
 
 BATCH = 64
 """Pictures that go through a frozen tower at once."""
-
-
-@runtime_checkable
-class Personal(Protocol):
-    """A scorer of single people on frozen features (PAL)."""
-
-    backbone: Any
-    head: Any
-
-    def score_users(self, x01: Tensor, prompts: Sequence[str], users: Sequence[str]) -> Tensor:
-        """(B,) scores, each picture for a person of its own."""
-        ...
 
 
 class HeadLearner(Learner):
@@ -112,9 +105,99 @@ class PalLearner(HeadLearner):
         return self.scorer
 
 
+class EncoderLearner(HeadLearner):
+    """A head on the unit features of an encoder with two towers."""
+
+    def embed(self, x01: Tensor) -> Tensor:
+        """See HeadLearner."""
+        out: Tensor = self._scorer().encoder.encode_images(x01)
+        return out
+
+    def head(self) -> nn.Module:
+        """See HeadLearner."""
+        head: nn.Module = self._scorer().head
+        return head
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """(N, D) of pictures, or of their features as they are."""
+        return pictures if pictures.ndim == 2 else self.embed(pictures)
+
+    def _scorer(self) -> Any:
+        return self.scorer
+
+
+class GpmLearner(EncoderLearner):
+    """General preference model: log-odds of pairs; no picture has a worth of its own, so no lists."""
+
+    losses = frozenset({"bradley-terry", "pickscore"})
+
+    def logit(self, votes: Sequence[Vote]) -> Tensor:
+        """See Learner."""
+        gpm, asked = self._scorer(), self.asked(votes)
+        text = gpm.encoder.encode_prompts(asked.prompts)
+        first, second = gpm.head.embed(joint_inputs(self.features(asked.pictures), text)).chunk(2)
+        gate = gpm.head.gate(image_inputs(text[: len(votes)]))
+        score = gpm_score(first, second, gate) / gpm.temperature
+        return score
+
+
+class NimaLearner(EncoderLearner):
+    """NIMA: marks by the earth mover's distance, or comparisons by the mean mark as log-worth."""
+
+    losses = frozenset({"emd", "bradley-terry", "listwise"})
+    dropout = True
+
+    def items(self, items: Sequence[Item], loss: Loss) -> list[Item]:
+        """See Learner; ratings are what ``emd`` learns from.
+
+        Raises:
+            ValueError: ratings for another loss, or other items for ``emd``.
+        """
+        if (loss == "emd") != all(isinstance(item, Rating) for item in items):
+            raise ValueError("the loss emd learns from ratings, the others from comparisons")
+        return list(items) if loss == "emd" else super().items(items, loss)
+
+    def each(self, items: Sequence[Item], loss: Loss) -> Tensor:
+        """See Learner."""
+        if loss != "emd":
+            return super().each(items, loss)
+        ratings = [item for item in items if isinstance(item, Rating)]
+        found = self.distribution(self.read([r.image for r in ratings]))
+        return emd(found, torch.stack([shares(r.values, found.shape[1]) for r in ratings]).to(found))
+
+    def scores(self, asked: Asked) -> Tensor:
+        """See Learner."""
+        return moments(self.distribution(asked.pictures))[0]
+
+    def distribution(self, pictures: Tensor) -> Tensor:
+        """(N, bins) probabilities of the marks."""
+        out: Tensor = self._scorer().head(image_inputs(self.features(pictures)))
+        return out
+
+
+def shares(values: Sequence[float], bins: int) -> Tensor:
+    """(bins,) shares of the marks 1, ..., bins; a single mean mark lies between its two neighbours.
+
+    Raises:
+        ValueError: another number of marks, or a mean outside [1, bins].
+    """
+    if len(values) == bins:
+        return torch.tensor(values)
+    if len(values) != 1 or not 1 <= values[0] <= bins:
+        raise ValueError(f"a rating must be {bins} shares or a mean from 1 to {bins}, got {tuple(values)}")
+    below = min(int(values[0]), bins - 1)
+    out = torch.zeros(bins)
+    out[below - 1], out[below] = 1 - (values[0] - below), values[0] - below
+    return out
+
+
 def head_learner(scorer: nn.Module) -> Learner | None:
     """Learner of a head on a frozen tower; None where the scorer is none."""
-    return PalLearner(scorer) if isinstance(scorer, Personal) else None
+    if isinstance(scorer, GPM):
+        return GpmLearner(scorer)
+    if isinstance(scorer, NIMA):
+        return NimaLearner(scorer)
+    return PalLearner(scorer) if isinstance(scorer, Pal) else None
 
 
 def _images(item: Item) -> Sequence[ImageLike]:

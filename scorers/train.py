@@ -148,7 +148,8 @@ def save_with_report(
 ) -> dict[str, Any]:
     """Save a scorer with ``accuracy.json`` beside it: how well it does. Returns the content of that file."""
     report = {**more, **asdict(run)}
-    scorer.save(out, dtype)
+    # Heads on frozen towers are saved as they are, and their ``save`` takes no precision.
+    scorer.save(out) if dtype == torch.float32 else scorer.save(out, dtype)
     temporary = Path(out) / "accuracy.json.tmp"
     temporary.write_text(json.dumps(report, indent=2) + "\n")
     os.replace(temporary, Path(out) / "accuracy.json")
