@@ -1,4 +1,4 @@
-"""``diffalign bench score``: pictures a second of a scorer here, beside the usual loop with the same weights."""
+"""``diffalign bench score``: pictures a second of a scorer here, beside the usual loop of same weights."""
 
 from __future__ import annotations
 

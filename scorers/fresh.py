@@ -32,9 +32,9 @@ def to_train(
         ValueError: see the scorer's loader.
     """
     found = scorers.find_weights(name, weights)
-    if name in HEADS and found is not None and (found / "config.json").is_file():
-        if not (found / "pal.json").is_file():
-            return _head(name, found, items, device)
+    tower = found is not None and (found / "config.json").is_file() and not (found / "pal.json").is_file()
+    if name in HEADS and found is not None and tower:
+        return _head(name, found, items, device)
     return scorers.load(name, found, device=device)
 
 
@@ -52,7 +52,8 @@ def _head(name: str, folder: Path, items: Sequence[Item], device: str | torch.de
 
 def _pal(folder: Path, items: Sequence[Item], device: str | torch.device) -> Any:
     """A new PAL of two groups on a tower, knowing everybody who voted."""
-    from scorers.pal import Pal, PalHead, PalOptions
+    from scorers.pal import Pal
+    from scorers.pal_heads import PalHead, PalOptions
     from scorers.pickscore import PickScore
 
     users = tuple(sorted({item.user for item in items if not isinstance(item, Rating)}))

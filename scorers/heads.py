@@ -137,8 +137,7 @@ class GpmLearner(EncoderLearner):
         text = gpm.encoder.encode_prompts(asked.prompts)
         first, second = gpm.head.embed(joint_inputs(self.features(asked.pictures), text)).chunk(2)
         gate = gpm.head.gate(image_inputs(text[: len(votes)]))
-        score = gpm_score(first, second, gate) / gpm.temperature
-        return score
+        return gpm_score(first, second, gate) / float(gpm.temperature)
 
 
 class NimaLearner(EncoderLearner):

@@ -15,11 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import torch
+from torch import Tensor
+
 from diffalign.data.keys import content_key
 from diffalign.data.records import DataError, parquet
 from diffalign.label.judges import Judge
 from diffalign.label.pictures import Picture
+from scorers.base import ScorerBase
 from scorers.each import Outcome, failed, read_each, score_each
+from scorers.preprocess import PadPreprocess, Preprocess, SquashPreprocess
 
 logger = logging.getLogger(__name__)
 
@@ -202,24 +207,38 @@ def scored_rows(
 ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """Rows of each batch with the count so far, while the next batches are read."""
     batches = [items[i : i + batch] for i in range(0, len(items), batch)]
-    count = 0
+    count, fit = 0, _fit(judges)
     with ThreadPoolExecutor(workers, "read") as pool:
         reading: list[list[Future[Any]]] = []
         for number, some in enumerate(batches):
             while len(reading) <= number + AHEAD and len(reading) < len(batches):
-                reading.append([pool.submit(_read, item) for item in batches[len(reading)]])
+                reading.append([pool.submit(_read, item, fit) for item in batches[len(reading)]])
             read = [future.result() for future in reading[number]]
             reading[number] = []
             count += len(some)
             yield count, _scored(some, read, judges, batch)
 
 
-def _read(item: Picture) -> Any:
+def _fit(judges: Sequence[Judge]) -> Callable[[Tensor], Tensor] | None:
+    """Resizing that can be done while reading, so that pictures of all sizes go through the scorer at once.
+
+    Only for a single scorer with one of the transforms that leave their own results alone.
+    """
+    scorer = judges[0].scorer
+    once = (Preprocess, PadPreprocess, SquashPreprocess)
+    if len(judges) == 1 and isinstance(scorer, ScorerBase) and isinstance(scorer.preprocess, once):
+        return scorer.preprocess.fit
+    return None
+
+
+@torch.no_grad()
+def _read(item: Picture, fit: Callable[[Tensor], Tensor] | None = None) -> Any:
     try:
         data = item.image.read()
     except (OSError, ValueError) as error:
         return failed(f"{item.image.where}: {error}")
-    return read_each([data])[0]
+    found = read_each([data])[0]
+    return fit(found[None])[0] if fit is not None and isinstance(found, Tensor) else found
 
 
 def _scored(

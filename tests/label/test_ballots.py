@@ -36,7 +36,8 @@ def test_each_kind_by_hand() -> None:
         Ranking((A, B), "r", (1.0, 0.0)),
     ]
     assert ballots([pair, ranking, *likes], ratings=True) == [
-        Rating(A, "p", (1.0,), "u"), Rating(B, "p", (10.0,), "u"), Rating(A, "q", (3.0,)), Rating(B, "q", (1.0,)),
+        Rating(A, "p", (1.0,), "u"), Rating(B, "p", (10.0,), "u"), Rating(A, "q", (3.0,)),
+        Rating(B, "q", (1.0,)),
         Rating(A, "r", (10.0,)), Rating(B, "r", (1.0,)),
     ]  # fmt: skip
     with pytest.raises(DataError, match="say nothing"):

@@ -221,3 +221,25 @@ def test_spawned_processes_fail_loudly() -> None:
 
     with pytest.raises(ChildProcessError, match="1 of 1 processes failed"):
         spawn(1, ["no-such-command"])
+
+
+def test_resizing_while_reading_changes_nothing(tmp_path: Path) -> None:
+    from scorers.preprocess import Preprocess
+
+    class Sized(Grey):
+        preprocess = Preprocess(size=6)
+
+        def score_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
+            return self.preprocess(x01)[:, 0, 1:3, 2:5].mean((1, 2))
+
+    root = folder(tmp_path / "a", 3)
+    (root / "wide.png").write_bytes(png(200, (9, 5)))
+    items, seen = pictures([root]), []
+    scorer = Sized()
+    score_many(items, [judge(scorer)], tmp_path / "one.jsonl")
+    twice = [judge(scorer), Judge(name="again", scorer=Sized(), id="2")]
+    score_many(items, twice, tmp_path / "two.jsonl")
+    for one, two in zip(rows(tmp_path / "one.jsonl"), rows(tmp_path / "two.jsonl"), strict=True):
+        seen.append((one["grey"], two["grey"], two["again"]))
+    assert [a for a, _, _ in seen] == pytest.approx([b for _, b, _ in seen], abs=1e-6)
+    assert [b for _, b, _ in seen] == [c for _, _, c in seen]
