@@ -243,3 +243,18 @@ def test_resizing_while_reading_changes_nothing(tmp_path: Path) -> None:
         seen.append((one["grey"], two["grey"], two["again"]))
     assert [a for a, _, _ in seen] == pytest.approx([b for _, b, _ in seen], abs=1e-6)
     assert [b for _, b, _ in seen] == [c for _, _, c in seen]
+
+
+def test_commands_say_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffalign.label import at_scale
+
+    monkeypatch.setattr(at_scale, "load_judges", lambda specs, device: [judge()])
+    a, b = folder(tmp_path / "a", 4, prompts=2), folder(tmp_path / "b", 4, shift=50, prompts=2)
+    line = at_scale.score_to_file([str(a), str(b)], ["grey"], None, tmp_path / "out.jsonl")
+    assert "8 scored" in line
+    (found,) = at_scale.compare_paths([str(a), str(b)], ["grey"], None)
+    assert found.startswith(f"grey: {b} beats {a} in 100.0%")
+    with pytest.raises(ValueError, match="needs two folders"):
+        at_scale.compare_paths([str(a)], ["grey"], None)
+    with pytest.raises(FileExistsError, match="not overwritten"):
+        at_scale.score_to_file([str(a)], ["grey"], None, tmp_path / "out.jsonl", processes=2)
