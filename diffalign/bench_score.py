@@ -19,6 +19,7 @@ from diffalign.label.many import scored_rows
 from diffalign.label.pictures import Picture, pictures
 from scorers.two_tower import TwoTower
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WORDS = ("red", "blue", "small", "large", "old", "house", "bird", "boat", "tree", "city", "night", "rain")
 
 
@@ -52,7 +53,7 @@ class BenchOptions:
 def bench_score(
     architecture: str = "ViT-B-32",
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: str = "float32",
     options: BenchOptions | None = None,
 ) -> Iterator[str]:
     """Yield lines: images/s of both ways with decoding and preprocessing, their ratio, share of the GPU.
@@ -60,15 +61,17 @@ def bench_score(
     Args:
         architecture: open_clip's name of the sizes; weights are random.
         device: where both run.
-        dtype: of the towers.
+        dtype: of the towers, float32, bfloat16 or float16.
         options: see BenchOptions.
 
     Raises:
-        ValueError: no such architecture.
+        ValueError: no such architecture or precision.
     """
-    options, scorer = options or BenchOptions(), random_scorer(architecture, device, dtype)
+    if dtype not in DTYPES:
+        raise ValueError(f"no precision {dtype!r}; choose one of {', '.join(DTYPES)}")
+    options, scorer = options or BenchOptions(), random_scorer(architecture, device, DTYPES[dtype])
     threads = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
-    yield f"device        {scorer.device}, {str(dtype).removeprefix('torch.')}, {threads}"
+    yield f"device        {scorer.device}, {dtype}, {threads}"
     yield f"pictures      {options.images} JPEG of {options.side} x {options.side}, {options.prompts} prompts"
     with TemporaryDirectory() as name:
         items = make_pictures(Path(name), options)

@@ -124,10 +124,8 @@ def preset(name: str) -> TrainOptions:
     Raises:
         ValueError: none are published for it.
     """
-    found = {
-        "hpsv1": "hpsv2", "hpsv2.1": "hpsv2", "vp-score": "imagereward", "clipscore": "pickscore",
-        "aesthetic-v1": "nima", "aesthetic-v2": "nima", "aesthetic-v2.5": "nima",
-    }.get(name, name)  # fmt: skip
+    family = {"hpsv1": "hpsv2", "hpsv2.1": "hpsv2", "vp-score": "imagereward", "clipscore": "pickscore"}
+    found = family.get(name, name)
     if found not in PRESETS:
         raise ValueError(f"no training of {name!r} is published; there are {', '.join(PRESETS)}")
     return PRESETS[found]
