@@ -44,9 +44,9 @@ class TablePlan:
     """Votes to learn from, a tenth of which choose the step."""
     heldout: int = 1000
     """Votes on prompts that nobody learnt from."""
-    steps: int = 400
+    steps: int = 200
     """Steps of towers."""
-    head_steps: int = 600
+    head_steps: int = 400
     """Steps of heads on frozen towers."""
     users: int = 20
     """People of PAL, half of either group."""
