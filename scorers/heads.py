@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from scorers.featured import image_inputs, joint_inputs
 from scorers.gpm import GPM
 from scorers.images import ImageLike
-from scorers.learners import Asked, Learner, Loss, stack_images
+from scorers.learners import Asked, Learner, Loss, bound_scale, stack_images
 from scorers.losses_structure import emd, gpm_score
 from scorers.nima import NIMA, moments
 from scorers.pal import Pal
@@ -100,6 +100,10 @@ class PalLearner(HeadLearner):
             {"params": table, "lr": rate, "weight_decay": 0.0},
             {"params": scale, "lr": 20 * rate, "weight_decay": 0.0},
         ]
+
+    def tame(self) -> None:
+        """See Learner: beyond 100 the scale has no gradient and would never come back."""
+        bound_scale(self.head())
 
     def _pal(self) -> Any:
         return self.scorer
