@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as functional
 from torch import Tensor
 
 
@@ -17,7 +18,7 @@ def pickscore_loss(
     label_0: Tensor,
     num_examples: Tensor | None = None,
     in_batch_negatives: bool = False,
-    weight_sum: Tensor | None = None,
+    weight_sum: Tensor | float | None = None,
 ) -> Tensor:
     r"""PickScore's cross-entropy between two pictures of a prompt, with soft labels and ties.
 
@@ -64,5 +65,112 @@ def contrastive_loss(text: Tensor, image: Tensor, *, scale: Tensor | float) -> T
     """CLIP's symmetric cross-entropy over B matching unit features (B, D) (arXiv:2103.00020, figure 3)."""
     logits = scale * text @ image.T
     own = torch.arange(len(text), device=text.device)
-    cross_entropy = torch.nn.functional.cross_entropy
-    return (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
+    return (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
+
+
+def pair_cross_entropy(logit: Tensor, label_0: Tensor) -> Tensor:
+    r"""Bradley-Terry cross-entropy, one value per pair: :math:`-l \log\sigma(z) - (1-l) \log\sigma(-z)`.
+
+    The loss of ImageReward (arXiv:2304.05977, equation 1) with z = s_better - s_worse and of the general
+    preference model (arXiv:2410.02197, equation 9) with z = score / tau.
+
+    Args:
+        logit: (B,) log-odds that the first of two is preferred.
+        label_0: (B,) probability in [0, 1] that the first is preferred.
+    """
+    return functional.softplus(logit) - label_0.to(logit.dtype) * logit
+
+
+def hpsv2_loss(
+    text: Tensor, image_0: Tensor, image_1: Tensor, *, scale: Tensor | float, label_0: Tensor
+) -> Tensor:
+    """HPSv2's cross-entropy between two pictures of a prompt, summed over the batch (arXiv:2306.09341).
+
+    Args:
+        text: (B, D) unit features of the prompts.
+        image_0: (B, D) unit features of the first pictures.
+        image_1: (B, D) unit features of the second pictures.
+        scale: exp(logit_scale).
+        label_0: (B,) weight in [0, 1] of the first picture; the second has the rest.
+    """
+    return pair_cross_entropy(scale * (text * (image_0 - image_1)).sum(1), label_0).sum()
+
+
+def choice_loss(logits: Tensor, chosen: Tensor, mask: Tensor | None = None) -> Tensor:
+    """HPS v1's cross-entropy of the one picture that was chosen among up to K (arXiv:2303.14420), mean.
+
+    Args:
+        logits: (B, K) scores of the pictures of B prompts.
+        chosen: (B,) position of the choice.
+        mask: (B, K) True where there is a picture; None is everywhere.
+    """
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -torch.inf)
+    return functional.cross_entropy(logits, chosen)
+
+
+def ranking_hinge(logits: Tensor, rank: Tensor, margin: float = 1.0, mask: Tensor | None = None) -> Tensor:
+    r"""Hinge over all ordered pairs of a list that HPSv2's code offers: mean of :math:`(m - d_s d_r)_+`.
+
+    d_s is the difference of two scores and d_r that of their ranks, so a pair far apart in rank is asked for
+    less. The published code lets the padding of short lists take part, with score -1 and rank 10; give a mask
+    to leave it out.
+
+    Args:
+        logits: (B, K) scores.
+        rank: (B, K) ranks, 0 is best.
+        margin: the m above.
+        mask: (B, K) True where there is a picture.
+    """
+    lower = torch.ones(logits.shape[1], logits.shape[1], dtype=torch.bool, device=logits.device).tril()
+    by_score = logits[:, :, None] - logits[:, None, :]  # (B, K, K)
+    by_rank = (rank[:, None, :] - rank[:, :, None]).to(logits.dtype)
+    hinge = (margin - by_score * by_rank).clamp_min(0)
+    if mask is None:
+        return hinge[:, lower].mean()
+    return hinge[lower & mask[:, :, None] & mask[:, None, :]].mean()
+
+
+def listwise_loss(scores: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Plackett-Luce negative log-likelihood of each ranking; of two pictures it is Bradley-Terry's.
+
+    Each picture is chosen among those that are not better than it; equals compete with each other
+    (Breslow's approximation for ties). What is worst chooses nothing.
+
+    Args:
+        scores: (B, K) log-worths.
+        values: (B, K) what people said, higher is better.
+        mask: (B, K) True where there is a picture; None is everywhere.
+
+    Returns:
+        (B,) mean over the choices of each list, so that long lists weigh no more; 0 for a list of equals.
+    """
+    there = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
+    both = there[:, :, None] & there[:, None, :]
+    rivals = both & (values[:, None, :] <= values[:, :, None])  # (B, K, K): j may be chosen where i was
+    beats = (both & (values[:, None, :] < values[:, :, None])).any(2)  # (B, K)
+    worth = scores[:, None, :].expand_as(rivals).masked_fill(~rivals, -torch.inf)
+    worth = torch.where(beats[:, :, None], worth, 0.0)  # rows that do not count have no -inf to differentiate
+    cost = torch.where(beats, worth.logsumexp(2) - scores, 0.0)
+    return cost.sum(1) / beats.sum(1).clamp_min(1)
+
+
+def hinge_loss(logit: Tensor, label_0: Tensor, *, margin: float = 1.0, smooth: float | None = None) -> Tensor:
+    """PAL's hinge, one value per pair: (margin - y z)_+ with y = 2 label - 1 (arXiv:2406.08469, section 3).
+
+    Args:
+        logit: (B,) how much nearer the first is to the user's ideal point than the second.
+        label_0: (B,) probability in [0, 1] that the first is preferred.
+        margin: distance at which a comparison counts as learnt.
+        smooth: up to so large a hinge u it is u^2 / (2 smooth), beyond u - smooth / 2; None is the plain one.
+    """
+    hinge = (margin - (2 * label_0.to(logit.dtype) - 1) * logit).clamp_min(0)
+    if smooth is None:
+        return hinge
+    return torch.where(hinge <= smooth, hinge.square() / (2 * smooth), hinge - smooth / 2)
+
+
+def bound_loss(prototypes: Tensor, bound: float) -> Tensor:
+    """How far prototypes (K, D) lie outside a ball of radius ``bound``, summed (PAL's code; unused in it)."""
+    beyond = functional.relu(prototypes.norm(dim=1) - bound)
+    return beyond.sum()

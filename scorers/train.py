@@ -1,4 +1,4 @@
-"""Train a PickScore-type scorer on votes: which of two pictures people preferred for a prompt."""
+"""Train a scorer on votes: which of two pictures people preferred for a prompt."""
 
 from __future__ import annotations
 
@@ -11,66 +11,41 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scorers.accuracy import Accuracy, measure
-from scorers.images import ImageLike, to_tensors
-from scorers.losses import pickscore_loss
-from scorers.pickscore import PickScore
+from scorers.learners import MAX_LOGIT_SCALE, Learner, TowerLearner, learner_for, stack_images
+from scorers.train_options import PRESETS, TrainOptions, preset, rate_at
+from scorers.train_state import TrainState, forget_state, load_state, save_state
+from scorers.votes import (
+    Item,
+    Ranking,
+    Rating,
+    Vote,
+    as_votes,
+    check_votes,
+    prompt_of,
+    split_by_prompt,
+)
+
+__all__ = [
+    "MAX_LOGIT_SCALE", "PRESETS", "Ranking", "Rating", "TrainOptions", "TrainResult", "Vote", "check_votes",
+    "evaluate", "fit", "preset", "probabilities", "rate_at", "save_with_report", "split_by_prompt",
+    "stack_images", "train_scorer",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
-MAX_LOGIT_SCALE = math.log(100)
 
+class Savable(Protocol):
+    """A scorer that writes itself in the layout that its ``load`` reads."""
 
-class Vote(NamedTuple):
-    """One comparison. A plain tuple in this order will do."""
-
-    first: ImageLike
-    """Picture in any form of ``scorers.images``; files and lazy sources are read when their batch comes."""
-    second: ImageLike
-    prompt: str
-    label: float
-    """Probability in [0, 1] that the first picture is preferred; 0.5 is a tie."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """How to train; the defaults are those of the published PickScore (ViT-H, 4000 steps of 128 pairs)."""
-
-    steps: int = 4000
-    batch: int = 128
-    """Pairs per step."""
-    learning_rate: float = 3e-6
-    warmup: int = 500
-    """Steps of linear warm-up; the rate then falls linearly to 0 at the last step."""
-    weight_decay: float = 0.3
-    clip_norm: float = 1.0
-    """Largest norm of the gradient."""
-    in_batch_negatives: bool = False
-    balance_prompts: bool = True
-    """Weigh a pair by 1 / number of pairs that share its prompt."""
-    eval_every: int = 100
-    patience: int = 10
-    """Stop after so many evaluations without a better validation accuracy."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ValueError: a count below 1, or a negative rate.
-        """
-        for name in ("steps", "batch", "eval_every", "patience"):
-            if asdict(self)[name] < 1:
-                raise ValueError(f"{name} must be at least 1, got {asdict(self)[name]}")
-        if self.learning_rate <= 0 or self.warmup < 0 or self.weight_decay < 0 or self.clip_norm <= 0:
-            raise ValueError(
-                "learning_rate and clip_norm must be positive, warmup and weight_decay not negative"
-            )
+    def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write weights and what belongs to them into a folder."""
+        ...
 
 
 @dataclass(kw_only=True)
@@ -85,40 +60,68 @@ class TrainResult:
 
 
 def train_scorer(
-    scorer: PickScore, votes: Sequence[Vote], validation: Sequence[Vote], options: TrainOptions | None = None
+    scorer: nn.Module,
+    votes: Sequence[Item],
+    validation: Sequence[Item],
+    options: TrainOptions | None = None,
+    *,
+    accelerator: Any = None,
+    resume: Path | None = None,
 ) -> TrainResult:
-    """Train both towers and the scale; keep the weights of the best validation accuracy.
+    """Train towers, heads and scale; keep the weights of the best validation.
 
     Args:
-        scorer: changed in place; frozen and in evaluation mode again afterwards.
+        scorer: a scorer with weights, or a Learner around one; changed in place; frozen and in evaluation
+            mode again afterwards.
         votes: what to learn from.
         validation: votes on other prompts; they choose the step to keep and the tie threshold.
         options: see TrainOptions.
+        accelerator: of accelerate, for several processes or mixed precision; each process gets all votes and
+            takes its share of every batch. None trains in this process, where the scorer is.
+        resume: folder of the resume state, written at every evaluation; a run that finds one of the same
+            votes and options goes on there, with the same results as one that never stopped.
 
     Raises:
-        ValueError: no votes, a label outside [0, 1], or a bad picture (the message says which vote).
+        ValueError: no votes, a label outside [0, 1], or a bad picture (the message says which vote); a loss
+            that the scorer cannot learn by; a resume state of another run.
         FloatingPointError: the loss became NaN or infinite.
     """
-    options = options or TrainOptions()
+    options = (options or TrainOptions()).of_length(len(votes))
     check_votes(votes, "training votes")
     check_votes(validation, "validation votes")
-    scorer.requires_grad_(True)
+    learner = learner_for(scorer)
+    if options.loss not in learner.losses:
+        raise ValueError(
+            f"{type(learner.scorer).__name__} cannot learn by the loss {options.loss!r}; it can by "
+            f"{', '.join(sorted(learner.losses))}"
+        )
+    if isinstance(learner, TowerLearner):
+        learner.in_batch_negatives = options.in_batch_negatives
+    learner.unlock(options)
     try:
-        return _train(scorer, votes, validation, options)
+        return _Run(learner, votes, validation, options, accelerator, resume).run()
     finally:
-        scorer.requires_grad_(False)
+        learner.requires_grad_(False)
+        learner.eval()
 
 
 def fit(
-    scorer: PickScore, votes: Sequence[Vote], out: str | Path, options: TrainOptions | None = None
+    scorer: Any,
+    votes: Sequence[Item],
+    out: str | Path,
+    options: TrainOptions | None = None,
+    *,
+    accelerator: Any = None,
 ) -> dict[str, Any]:
     """Split votes by prompt (80 % train, 10 % validation, 10 % held out), train, save, report.
 
     Args:
-        scorer: trained in place and saved into ``out``; ``scorers.load("pickscore", weights=out)`` reads it.
+        scorer: trained in place and saved into ``out``, where ``scorers.load(name, weights=out)`` reads it.
         votes: at least one for each split.
-        out: folder, made if need be; gets ``accuracy.json`` beside the weights.
+        out: folder, made if need be; gets ``accuracy.json`` beside the weights. A run that was stopped goes
+            on from its last evaluation when it is started again.
         options: see TrainOptions.
+        accelerator: see ``train_scorer``.
 
     Returns:
         The content of ``accuracy.json``.
@@ -126,15 +129,18 @@ def fit(
     parts = split_by_prompt(votes, (0.8, 0.1, 0.1))
     check_votes(parts[2], "held-out votes")
     before = evaluate(scorer, parts[2], threshold=0.0)
-    run = train_scorer(scorer, parts[0], parts[1], options)
+    run = train_scorer(scorer, parts[0], parts[1], options, accelerator=accelerator, resume=Path(out))
     heldout = evaluate(scorer, parts[2], run.validation.threshold)
-    return save_with_report(
-        scorer, out, run, {"held_out": asdict(heldout), "held_out_before": asdict(before)}
-    )
+    more = {"held_out": asdict(heldout), "held_out_before": asdict(before)}
+    if accelerator is not None and not accelerator.is_main_process:
+        return {**more, **asdict(run)}
+    report = save_with_report(getattr(scorer, "scorer", scorer), out, run, more)
+    forget_state(Path(out))
+    return report
 
 
 def save_with_report(
-    scorer: PickScore,
+    scorer: Savable,
     out: str | Path,
     run: TrainResult,
     more: dict[str, Any],
@@ -142,53 +148,164 @@ def save_with_report(
 ) -> dict[str, Any]:
     """Save a scorer with ``accuracy.json`` beside it: how well it does. Returns the content of that file."""
     report = {**more, **asdict(run)}
-    scorer.save(out, dtype)
+    # Heads on frozen towers are saved as they are, and their ``save`` takes no precision.
+    scorer.save(out) if dtype == torch.float32 else scorer.save(out, dtype)
     temporary = Path(out) / "accuracy.json.tmp"
     temporary.write_text(json.dumps(report, indent=2) + "\n")
     os.replace(temporary, Path(out) / "accuracy.json")
     return report
 
 
-def split_by_prompt(votes: Sequence[Vote], shares: Sequence[float]) -> list[list[Vote]]:
-    """Split votes by a hash of their prompt: no prompt is on two sides, and growing data keep their split."""
-    parts: list[list[Vote]] = [[] for _ in shares]
-    for vote in votes:
-        place = int.from_bytes(hashlib.sha256(vote[2].encode()).digest()[:8]) / 2**64 * sum(shares)
-        part = 0
-        while part < len(shares) - 1 and place >= sum(shares[: part + 1]):
-            part += 1
-        parts[part].append(vote)
-    return parts
+def probabilities(scorer: nn.Module, votes: Sequence[Item], batch: int = 64) -> Tensor:
+    """(N,) float32 probability, by the scorer, that the first picture of each vote is preferred (CPU)."""
+    learner, pairs = learner_for(scorer), as_votes(votes)
+    with torch.no_grad():
+        found = [
+            learner.logit(pairs[i : i + batch]).float().sigmoid().cpu() for i in range(0, len(pairs), batch)
+        ]
+    return torch.cat(found)
 
 
-def _train(
-    scorer: PickScore, votes: Sequence[Vote], validation: Sequence[Vote], options: TrainOptions
-) -> TrainResult:
-    optimizer = torch.optim.AdamW(_decayed(scorer, options.weight_decay), lr=options.learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, options))
-    counts = Counter(vote[2] for vote in votes)
-    best, state = TrainResult(best_step=0, validation=evaluate(scorer, validation), steps=0), _copy(scorer)
-    total = torch.zeros((), device=scorer.device)
-    for step, rows in enumerate(_batches(len(votes), options), 1):
-        batch = [votes[i] for i in rows]
-        loss = _loss(scorer, batch, [counts[vote[2]] for vote in batch], options)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(scorer.parameters(), options.clip_norm)
-        optimizer.step()
-        schedule.step()
-        scorer.clip.logit_scale.data.clamp_(max=MAX_LOGIT_SCALE)
-        total += loss.detach()
-        if step % options.eval_every == 0 or step == options.steps:
-            found = evaluate(scorer, validation)
-            _note(best, step, float(total) / (step - best.steps), found)
-            total.zero_()
-            if found.accuracy > best.validation.accuracy:
-                best.best_step, best.validation, state = step, found, _copy(scorer)
-            elif step - best.best_step >= options.patience * options.eval_every:
+def evaluate(scorer: nn.Module, votes: Sequence[Item], threshold: float | None = None) -> Accuracy:
+    """Agreement with votes; ``threshold=None`` chooses the tie threshold on these very votes (validation)."""
+    check_votes(votes, "votes")
+    pairs = as_votes(votes)
+    check_votes(pairs, "votes: none of the rankings orders two pictures, so that there are no votes")
+    labels = torch.tensor([float(vote.label) for vote in pairs])
+    return measure(probabilities(scorer, pairs), labels, threshold, [vote.prompt for vote in pairs])
+
+
+class _Run:
+    """State of one training run."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        votes: Sequence[Item],
+        validation: Sequence[Item],
+        options: TrainOptions,
+        accelerator: Any,
+        resume: Path | None,
+    ) -> None:
+        self.learner, self.options, self.accelerator, self.resume = learner, options, accelerator, resume
+        self.votes = learner.prepare(learner.items(votes, options.loss))
+        self.validation = learner.prepare(as_votes(validation))
+        self.counts = Counter(prompt_of(vote) for vote in self.votes)
+        self.optimizer = torch.optim.AdamW(
+            learner.groups(options), lr=options.learning_rate, betas=options.betas, eps=options.eps
+        )
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.model: nn.Module = learner
+        if accelerator is not None:
+            self.model, self.optimizer = accelerator.prepare(learner, self.optimizer)
+        self.rank = 0 if accelerator is None else accelerator.process_index
+        self.world = 1 if accelerator is None else accelerator.num_processes
+        self.total = torch.zeros(())
+        self.best, self.state = self._start()
+
+    def run(self) -> TrainResult:
+        """Step until the end or until patience is at its end; leave the best weights in place."""
+        for step, rows in enumerate(_batches(len(self.votes), self.options), 1):
+            if step <= self.best.steps:
+                continue
+            self.total += self._step(step, [self.votes[i] for i in rows]).cpu()
+            if (step % self.options.eval_every == 0 or step == self.options.steps) and self._stop(step):
                 break
-    scorer.load_state_dict(state)
-    return best
+        self.learner.load_state_dict(self.state)
+        return self.best
+
+    def _step(self, step: int, batch: Sequence[Item]) -> Tensor:
+        """One optimiser step on this process's share; gives the loss of the whole batch."""
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * rate_at(step - 1, self.options)
+        weight = self._weights(batch)
+        # Processes average their gradients; times their number makes it the mean over the whole batch.
+        share = self.world / (1.0 if self.options.summed else float(weight.sum()))
+        mine = batch[self.rank :: self.world]
+        counts = weight[self.rank :: self.world].reciprocal() if self.options.balance_prompts else None
+        loss = self._loss(step, mine, counts) * share
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward() if self.accelerator is None else self.accelerator.backward(loss)
+        parameters = [p for p in self.learner.parameters() if p.requires_grad]
+        torch.nn.utils.clip_grad_norm_(parameters, self.options.clip_norm)
+        self.optimizer.step()
+        self.learner.tame()
+        return loss.detach() if self.accelerator is None else self.accelerator.reduce(loss.detach(), "mean")
+
+    def _loss(self, step: int, items: Sequence[Item], counts: Tensor | None) -> Tensor:
+        """Summed loss; dropout is drawn from the step's own seed, so that a resumed run draws the same."""
+        if not self.learner.dropout:
+            return cast(Tensor, self.model(items, self.options.loss, counts))
+        with torch.random.fork_rng():
+            torch.manual_seed((self.options.seed << 32) + step * self.world + self.rank)
+            self.learner.train()
+            return cast(Tensor, self.model(items, self.options.loss, counts))
+
+    def _weights(self, batch: Sequence[Item]) -> Tensor:
+        """(B,) weight of each item."""
+        if not self.options.balance_prompts:
+            return torch.ones(len(batch))
+        return 1 / torch.tensor([float(self.counts[prompt_of(item)]) for item in batch])
+
+    def _stop(self, step: int) -> bool:
+        """Evaluate, keep what is better, save the resume state; True when it is time to stop."""
+        options = self.options
+        found = self._evaluate()
+        _note(self.best, step, float(self.total) / (step - self.best.steps), found)
+        self.total.zero_()
+        if _better(found, self.best.validation, options):
+            self.best.best_step, self.best.validation, self.state = step, found, _copy(self.learner)
+        self._save(step)
+        return step - self.best.best_step >= options.patience * options.eval_every
+
+    def _evaluate(self) -> Accuracy:
+        """Of the weights as they are, frozen for the time, so that each prompt is encoded once."""
+        trained = [p for p in self.learner.parameters() if p.requires_grad]
+        self.learner.eval().requires_grad_(False)
+        try:
+            return evaluate(self.learner, self.validation)
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
+    def _start(self) -> tuple[TrainResult, dict[str, Tensor]]:
+        """What the resume state says, or the untrained scorer."""
+        saved = None if self.resume is None else load_state(self.resume)
+        if saved is None:
+            return TrainResult(best_step=0, validation=self._evaluate(), steps=0), _copy(self.learner)
+        if saved.report["key"] != self._key():
+            raise ValueError(
+                f"the resume state in {self.resume} is of other votes or options; name another folder, or "
+                "delete resume.safetensors there to start again"
+            )
+        self.learner.load_state_dict(saved.weights)
+        self.optimizer.load_state_dict(saved.optimizer)
+        found = saved.report["found"]
+        best = TrainResult(**{**found, "validation": Accuracy(**found["validation"])})
+        return best, saved.best
+
+    def _save(self, step: int) -> None:
+        if self.resume is None or self.rank:
+            return
+        state = TrainState(
+            step=step,
+            weights=_copy(self.learner),
+            best=self.state,
+            optimizer=self.optimizer.state_dict(),
+            report={"key": self._key(), "found": asdict(self.best)},
+        )
+        save_state(self.resume, state)
+
+    def _key(self) -> str:
+        """Digest of options, prompts and labels: a state of another run must not be gone on with."""
+        rows = [(prompt_of(v), list(v[2:4]) if not isinstance(v, Vote) else v.label) for v in self.votes]
+        return hashlib.sha256(json.dumps([asdict(self.options), rows]).encode()).hexdigest()
+
+
+def _better(found: Accuracy, best: Accuracy, options: TrainOptions) -> bool:
+    if options.keep == "loss":
+        return found.log_loss < best.log_loss
+    return found.accuracy > best.accuracy
 
 
 def _note(result: TrainResult, step: int, loss: float, found: Accuracy) -> None:
@@ -197,78 +314,9 @@ def _note(result: TrainResult, step: int, loss: float, found: Accuracy) -> None:
             f"the loss became {loss} before step {step}; lower learning_rate and start again"
         )
     result.steps = step
-    result.history.append({"step": step, "loss": loss, "accuracy": found.accuracy, "decided": found.decided})
+    row = {"accuracy": found.accuracy, "decided": found.decided, "log_loss": found.log_loss}
+    result.history.append({"step": step, "loss": loss, **row})
     logger.info("step %d: loss %.4f, validation accuracy %.3f", step, loss, found.accuracy)
-
-
-def _loss(scorer: PickScore, batch: Sequence[Vote], counts: Sequence[int], options: TrainOptions) -> Tensor:
-    images = scorer.encode_images(stack_images(scorer, [v[0] for v in batch] + [v[1] for v in batch]))
-    image_0, image_1 = images.chunk(2)
-    return pickscore_loss(
-        scorer.encode_prompts([vote[2] for vote in batch]),
-        image_0,
-        image_1,
-        scale=scorer.scale(),
-        label_0=torch.tensor([float(vote[3]) for vote in batch], device=images.device),
-        num_examples=torch.tensor(counts, device=images.device) if options.balance_prompts else None,
-        in_batch_negatives=options.in_batch_negatives,
-    )
-
-
-def stack_images(scorer: PickScore, images: Sequence[ImageLike]) -> Tensor:
-    """Read pictures and fit each to the scorer's size: (B, 3, size, size) in [0, 1] on its device."""
-    with torch.no_grad():
-        return torch.cat([scorer.preprocess.fit(x[None].to(scorer.device)) for x in to_tensors(images)])
-
-
-def probabilities(scorer: PickScore, votes: Sequence[Vote], batch: int = 64) -> Tensor:
-    """(N,) float32 probability, by the scorer, that the first picture of each vote is preferred (CPU)."""
-    found = []
-    with torch.no_grad():
-        for start in range(0, len(votes), batch):
-            part = votes[start : start + batch]
-            prompts = [vote[2] for vote in part]
-            pictures = stack_images(scorer, [v[0] for v in part] + [v[1] for v in part])
-            first, second = scorer.score_tensor(pictures, prompts * 2).chunk(2)
-            found.append((first - second).sigmoid().cpu())
-    return torch.cat(found)
-
-
-def evaluate(scorer: PickScore, votes: Sequence[Vote], threshold: float | None = None) -> Accuracy:
-    """Agreement with votes; ``threshold=None`` chooses the tie threshold on these very votes (validation)."""
-    check_votes(votes, "votes")
-    return measure(probabilities(scorer, votes), torch.tensor([float(vote[3]) for vote in votes]), threshold)
-
-
-def check_votes(votes: Sequence[Vote], what: str) -> None:
-    """Check labels and count.
-
-    Raises:
-        ValueError: no votes at all, or a label outside [0, 1].
-    """
-    if not votes:
-        raise ValueError(f"there are no {what}; votes are split by prompt, so give votes on more prompts")
-    for i, vote in enumerate(votes):
-        if not 0 <= vote[3] <= 1:
-            raise ValueError(
-                f"{what}: vote {i} has label {vote[3]}; it must lie in [0, 1] (1 = the first picture wins)"
-            )
-
-
-def rate_at(step: int, options: TrainOptions) -> float:
-    """Factor of the learning rate after ``step`` steps: linear warm-up, then linear decay to 0."""
-    if step < options.warmup:
-        return (step + 1) / (options.warmup + 1)
-    return max(0.0, (options.steps - step) / max(1, options.steps - options.warmup))
-
-
-def _decayed(scorer: PickScore, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups: matrices decay; biases, norms, single vectors and the scale do not."""
-    parameters = list(scorer.parameters())
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
 
 
 def _batches(n: int, options: TrainOptions) -> Iterator[list[int]]:
@@ -282,5 +330,5 @@ def _batches(n: int, options: TrainOptions) -> Iterator[list[int]]:
         rows = rows[options.batch :]
 
 
-def _copy(scorer: PickScore) -> dict[str, Tensor]:
-    return {k: v.detach().cpu().clone() for k, v in scorer.state_dict().items()}
+def _copy(learner: nn.Module) -> dict[str, Tensor]:
+    return {k: v.detach().cpu().clone() for k, v in learner.state_dict().items()}

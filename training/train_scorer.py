@@ -1,6 +1,7 @@
-"""Train a PickScore-type scorer on preference pairs in any format that diffalign reads.
+"""Train a scorer on preferences in any format that diffalign reads, with its published loss and defaults.
 
-python training/train_scorer.py pairs.parquet --weights samples/shapes/scorer --out outputs/my-scorer
+accelerate launch training/train_scorer.py votes.parquet --scorer pickscore --weights samples/shapes/scorer \
+    steps=300 batch=64 learning_rate=3e-4
 """
 
 from __future__ import annotations
@@ -12,28 +13,25 @@ from typing import Annotated
 
 import typer
 
-from diffalign.data import read
-from scorers import find_weights
-from scorers.pickscore import PickScore
-from scorers.train import TrainOptions, Vote, fit
+from diffalign.label.train import train_on
 
 
 def main(
-    data: Annotated[Path, typer.Argument(help="file, folder or glob of pairs")],
-    weights: Annotated[Path, typer.Option(help="saved CLIPModel with tokenizer to start from")],
+    data: Annotated[Path, typer.Argument(help="file, folder or glob of pairs, rankings or likes")],
+    changes: Annotated[list[str] | None, typer.Argument(help="key=value of scorers.TrainOptions")] = None,
+    scorer: Annotated[str, typer.Option(help="pickscore, hpsv2, mps, imagereward, pal, ...")] = "pickscore",
+    weights: Annotated[Path, typer.Option(help="what to start from")] = Path("samples/shapes/scorer"),
     out: Annotated[Path, typer.Option(help="where scorer and accuracy.json go")] = Path("outputs/scorer"),
-    steps: Annotated[int, typer.Option(help="steps at most")] = TrainOptions.steps,
-    batch: Annotated[int, typer.Option(help="pairs per step")] = TrainOptions.batch,
-    learning_rate: Annotated[float, typer.Option(help="highest rate")] = TrainOptions.learning_rate,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    format: Annotated[str, typer.Option(help="of the data")] = "auto",
+    dim: Annotated[list[str] | None, typer.Option(help="further judgements of MPS, by name")] = None,
+    precision: Annotated[str, typer.Option(help="no, bf16 or fp16")] = "no",
 ) -> None:
     """Train on 80 % of the prompts, choose on 10 %, report the accuracy on the other 10 %."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    pairs = [r for r in read(data) if r.kind == "pair"]
-    votes = [Vote(r.images[0], r.images[1], r.prompt, r.values[0]) for r in pairs]
-    scorer = PickScore.load(find_weights("pickscore", weights), device=device)
-    options = TrainOptions(steps=steps, batch=batch, learning_rate=learning_rate, warmup=steps // 8)
-    typer.echo(json.dumps(fit(scorer, votes, out, options)["held_out"], indent=2))
+    found = train_on(
+        data, scorer, weights, out, changes or [], format=format, dims=dim or [], precision=precision
+    )
+    typer.echo(json.dumps(found["held_out"], indent=2))
 
 
 if __name__ == "__main__":

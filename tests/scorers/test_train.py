@@ -109,7 +109,7 @@ def test_votes_may_be_plain_tuples_of_files_and_sizes(scorer: PickScore) -> None
 
 def test_prompts_are_balanced(scorer: PickScore, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
-    import scorers.train as module
+    import scorers.learners as module
 
     loss = module.pickscore_loss
 

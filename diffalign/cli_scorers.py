@@ -1,0 +1,67 @@
+"""Commands that serve and measure scorers; ``cli`` registers them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(scorers_app: typer.Typer, bench_app: typer.Typer) -> None:
+    """Add ``scorers serve`` and ``bench score``."""
+    scorers_app.command("serve")(scorers_serve)
+    bench_app.command("score")(bench_score)
+
+
+def scorers_serve(
+    name: Annotated[str, typer.Argument(help="see: diffalign scorers list")],
+    weights: Annotated[Path | None, typer.Option(help="else $SCORERS_WEIGHTS/<name>")] = None,
+    host: Annotated[str, typer.Option(help="address; others than loopback need a token")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8711,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...; empty takes the best there is")] = "",
+    dtype: Annotated[str, typer.Option(help="of the towers: float32, bfloat16 or float16")] = "float32",
+    batch: Annotated[int, typer.Option(min=1, help="pictures that are scored at once")] = 32,
+    window: Annotated[float, typer.Option(min=0, help="seconds a picture waits for others")] = 0.01,
+    body: Annotated[int, typer.Option(min=1, help="MiB of a request at most")] = 256,
+) -> None:
+    """Serve a scorer over HTTP; the token is read from $SCORERS_TOKEN.
+
+    Example: diffalign scorers serve shapes-large --port 8711
+    """
+    import scorers
+    from diffalign.cli import one_clear_line
+    from diffalign.policy.precision import best_device
+    from scorers.server import ServerOptions, serve
+    from scorers.wire import Limits
+
+    with one_clear_line():
+        limits = Limits(body=body * 2**20)
+        options = ServerOptions(host=host, port=port, batch=batch, window=window, limits=limits)
+        loaded = scorers.load(name, weights, device or best_device(), dtype)
+        typer.echo(f"{name} on http://{host}:{port}")
+        serve(loaded, options)
+
+
+def bench_score(
+    architecture: Annotated[str, typer.Option(help="open_clip's name of the sizes")] = "ViT-B-32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...; empty takes the best there is")] = "",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    images: Annotated[int, typer.Option(min=1, help="pictures of a round")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="pictures at once")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds, whose median counts")] = 3,
+) -> None:
+    """Print images/s of a scorer with random weights, beside the usual loop with the same weights.
+
+    Example: diffalign bench score --images 32, or on a GPU
+    diffalign bench score --architecture ViT-H-14 --dtype bfloat16 --images 1024
+    """
+    from diffalign.bench_score import BenchOptions
+    from diffalign.bench_score import bench_score as run
+    from diffalign.cli import one_clear_line
+    from diffalign.policy.precision import best_device
+
+    with one_clear_line():
+        options = BenchOptions(images=images, batch=batch, rounds=rounds)
+        for line in run(architecture, device or best_device(), dtype, options):
+            typer.echo(line)

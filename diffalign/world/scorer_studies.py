@@ -1,0 +1,185 @@
+"""Studies of scorers with structure on planted data: groups of people, a circle, directions of tastes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffalign.world.clip import simulate_votes
+from diffalign.world.grammar import parse
+from diffalign.world.raters import named_rater
+from diffalign.world.scorer_table import TASTES, Ballots, TablePlan, ballots_of, tower
+from diffalign.world.shapes import draw
+from scorers.drm import DRMHeads
+from scorers.featured import joint_inputs
+from scorers.gpm import GPM, GPMOptions
+from scorers.nima import NIMA, NIMAOptions
+from scorers.pal import Pal
+from scorers.pal_heads import PalHead, PalOptions
+from scorers.pickscore import PickScore
+from scorers.train import Vote, evaluate, train_scorer
+
+GROUPS = ("large", "small")
+"""Tastes of the two groups of people."""
+NEW = 4
+"""New people of each group, with EIGHT votes each."""
+EIGHT = 8
+CIRCLE = ("red", "green", "blue")
+"""Each beats the next, and the last the first."""
+
+
+def groups(plan: TablePlan) -> dict[str, float]:
+    """PAL: do the groups come out that were planted, and does a new person's taste after 8 votes?"""
+    people = {f"person-{i:02d}": GROUPS[i % 2] for i in range(plan.users)}
+    data = _people(plan, people)
+    start = tower(plan)
+    feature = start.clip.config.projection_dim
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed)
+        options = PalOptions(users=tuple(people), feature=feature, width=feature, mlp="mlp2-gelu-dropout0")
+        pal = Pal(start, PalHead(options))
+    train_scorer(pal, _join(data, "train"), _join(data, "validation"), plan.heads(rate=1e-3))
+    found = pal.head.mixture(list(people)).argmax(1).tolist()
+    held = _join(data, "heldout")
+    labels = torch.tensor([v.label for v in held])
+    everybody = torch.cat([pal_marginal(pal, held[i : i + 256]) for i in range(0, len(held), 256)])
+    return {
+        "users": len(people),
+        "adjusted_rand": adjusted_rand(found, [GROUPS.index(taste) for taste in people.values()]),
+        "accuracy": evaluate(pal, held, 0.0).accuracy,
+        "without_people": float((1 - ((everybody > 0).float() - labels).abs()).mean()),
+        "ceiling": float(np.mean([d.ceiling.accuracy for d in data.values()])),
+        "new_people": float(np.mean([_new_person(pal, plan, i) for i in range(2 * NEW)])),
+    }
+
+
+def _people(plan: TablePlan, people: dict[str, str]) -> dict[str, Ballots]:
+    votes, held = max(10, plan.votes // len(people)), max(10, plan.heldout // len(people))
+    return {
+        name: ballots_of(named_rater(taste), plan, votes, held, 100 + i)
+        for i, (name, taste) in enumerate(people.items())
+    }
+
+
+def _join(data: dict[str, Ballots], part: str) -> list[Vote]:
+    return [v._replace(user=name) for name, d in data.items() for v in getattr(d, part)]
+
+
+@torch.no_grad()
+def pal_marginal(pal: Pal, votes: Sequence[Vote]) -> Tensor:
+    """(B,) log-odds of votes by the reward for everybody."""
+    x01 = torch.stack([torch.as_tensor(v[side]) for side in (0, 1) for v in votes]).float() / 255
+    first, second = pal.score_tensor(x01, [v.prompt for v in votes] * 2).chunk(2)
+    return first - second
+
+
+def _new_person(pal: Pal, plan: TablePlan, number: int) -> float:
+    """Held-out accuracy for somebody new after 8 votes that are no ties."""
+    taste = GROUPS[number % 2]
+    rng = np.random.default_rng([plan.seed, 9, number])
+    votes = [v for v in simulate_votes(4 * EIGHT, named_rater(taste), rng)[0] if v.label != 0.5][:EIGHT]
+    first, second, prompts, labels = ([v[i] for v in votes] for i in range(4))
+    name = f"new-{number}"
+    pal.fit_user(name, first, second, prompts, labels)  # type: ignore[arg-type]
+    held = ballots_of(named_rater(taste), plan, 10, max(20, plan.heldout // 10), 200 + number).heldout
+    return evaluate(pal, [v._replace(user=name) for v in held], 0.0).accuracy
+
+
+def adjusted_rand(found: Sequence[int], planted: Sequence[int]) -> float:
+    """Adjusted Rand index of two partitions (Hubert and Arabie 1985): 1 the same, about 0 by chance.
+
+    Raises:
+        ValueError: not the same number of items.
+    """
+    if len(found) != len(planted):
+        raise ValueError(f"{len(found)} and {len(planted)} items cannot be compared")
+    a, b = np.unique(found, return_inverse=True)[1], np.unique(planted, return_inverse=True)[1]
+    table = np.zeros((a.max() + 1, b.max() + 1))
+    np.add.at(table, (a, b), 1)
+
+    def pairs(counts: np.ndarray) -> float:
+        return float((counts * (counts - 1) / 2).sum())
+
+    both, rows, columns = pairs(table), pairs(table.sum(1)), pairs(table.sum(0))
+    expected = rows * columns / max(1.0, len(found) * (len(found) - 1) / 2)
+    most = (rows + columns) / 2
+    return 1.0 if most == expected else (both - expected) / (most - expected)
+
+
+def circle(plan: TablePlan) -> dict[str, float]:
+    """GPM and Bradley-Terry on colours that beat each other in a circle, on the same frozen features."""
+    train, held = circle_votes(plan.votes, plan.seed), circle_votes(plan.heldout, plan.seed + 1)
+    cut = max(1, len(train) // 10)
+    start = tower(plan)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed)
+        gpm = GPM.create(start, GPMOptions(planes=2, hidden=64))
+        scalar = NIMA.create(start, NIMAOptions(dropout=0.0))  # mean mark: one worth per picture
+    train_scorer(gpm, train[cut:], train[:cut], plan.heads())
+    train_scorer(scalar, train[cut:], train[:cut], plan.heads())
+    return {
+        "gpm": evaluate(gpm, held, 0.0).accuracy,
+        "bradley_terry": evaluate(scalar, held, 0.0).accuracy,
+        "ceiling": CERTAIN,
+    }
+
+
+CERTAIN = 0.95
+"""How often the planted colour wins."""
+
+
+def circle_votes(n: int, seed: int) -> list[Vote]:
+    """Votes between pictures of two different colours of the circle, for a prompt that names none."""
+    rng = np.random.default_rng([seed, 11])
+    first = rng.integers(0, 3, n)
+    second = (first + rng.integers(1, 3, n)) % 3
+    pictures = [draw([parse(f"a {CIRCLE[i]} circle") for i in side], rng) for side in (first, second)]
+    wins = (second - first) % 3 == 1
+    labels = np.where(rng.random(n) < CERTAIN, wins, ~wins).astype(float)
+    small = [(p.clamp(0, 1) * 255).round().byte() for p in pictures]
+    rows = zip(*small, labels.tolist(), strict=True)
+    return [Vote(a, b, "a circle", label) for a, b, label in rows]
+
+
+def directions(plan: TablePlan, components: int = 8) -> dict[str, float]:
+    """DRM: best correlation of any direction's score with each planted taste's utility, on held-out pairs.
+
+    The directions come from the votes of four people of one taste each; nothing says whose is whose.
+    """
+    start = tower(plan)
+    embedded = [
+        _differences(start, ballots_of(named_rater(t), plan, plan.votes // len(TASTES), 10, 300 + i).train)
+        for i, t in enumerate(TASTES)
+    ]
+    d = torch.cat(embedded)
+    heads = DRMHeads.fit(d, torch.zeros_like(d), min(components, d.shape[1] - 1, len(d) - 1))
+    return {taste: _alignment(start, heads, taste, plan, i) for i, taste in enumerate(TASTES)}
+
+
+@torch.no_grad()
+def _differences(start: PickScore, votes: Sequence[Vote], signed: bool = True) -> Tensor:
+    """(N, 2D) winner minus loser of decided votes; first minus second where not ``signed``."""
+    used = [v for v in votes if v.label != 0.5 or not signed]
+    parts = []
+    for i in range(0, len(used), 128):
+        some = used[i : i + 128]
+        x01 = torch.stack([torch.as_tensor(v[side]) for side in (0, 1) for v in some]).float() / 255
+        text = start.encode_prompts([v.prompt for v in some] * 2)
+        first, second = joint_inputs(start.encode_images(x01), text).chunk(2)
+        sign = torch.tensor([1.0 if v.label > 0.5 or not signed else -1.0 for v in some])
+        parts.append((first - second) * sign[:, None])
+    return torch.cat(parts)
+
+
+def _alignment(start: PickScore, heads: DRMHeads, taste: str, plan: TablePlan, number: int) -> float:
+    rng = np.random.default_rng([plan.seed, 12, number])
+    votes, gap = simulate_votes(
+        max(40, plan.heldout // 4), named_rater(taste), rng, "heldout", stray=0, spoilt=0
+    )
+    scores = heads.scores(_differences(start, votes, signed=False))  # (N, 1 + 2k)
+    table: Any = np.corrcoef(scores.T.numpy(), gap.numpy()[None])[-1, :-1]
+    return float(np.abs(table).max())
