@@ -15,6 +15,8 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from diffalign.cli_scorers import register
+
 app = typer.Typer(
     help="Align diffusion models with what people prefer.", no_args_is_help=True, rich_markup_mode="rich",
     pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
@@ -25,6 +27,7 @@ bench_app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=T
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(scorers_app, name="scorers")
 app.add_typer(bench_app, name="bench")
+register(scorers_app, bench_app)
 
 Recipe = Annotated[
     str, typer.Argument(help="recipe file, run folder's config.yaml, or name of a packaged recipe")
@@ -227,7 +230,9 @@ def generate(
 def score(
     images: Annotated[
         list[str],
-        typer.Argument(help="picture files; with --write data or folders of images, and key=value ..."),
+        typer.Argument(
+            help="picture files; with --output also folders, .parquet and .tar; with --write data, key=value"
+        ),
     ],
     prompt: Annotated[str | None, typer.Option(help="what they should show; not with --write")] = None,
     scorer: Annotated[
@@ -239,14 +244,25 @@ def score(
     ] = None,
     write: Annotated[bool, typer.Option("--write", help="store labels beside the data")] = False,
     pairs: Annotated[str | None, typer.Option(help="with --write: make pairs by this rule")] = None,
-    output: Annotated[Path | None, typer.Option(help="with --write: new file or folder")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="new .jsonl or .parquet of scores; with --write file or folder")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="win rate of the second folder over the first")
+    ] = False,
+    processes: Annotated[int, typer.Option(min=1, help="with --output: share the work")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="pictures that go through a scorer at once")] = 32,
+    workers: Annotated[int, typer.Option(min=1, help="threads that read ahead")] = 4,
 ) -> None:
-    """Score pictures, or with --write a data set or the images of several pipelines.
+    """Score pictures; many into a file; two folders against each other; with --write a data set.
 
     Example: diffalign score a.png b.png --prompt "a red circle" --scorer shapes-large, or
+    diffalign score pictures/ more.parquet --scorer shapes-large --output scores.jsonl, or
+    diffalign score --compare outputs/base outputs/aligned --scorer shapes-large, or
     diffalign score samples/preferences/folder --write --scorer shapes-large --output labels.jsonl, or
     diffalign score outputs/base outputs/other --write --pairs best_worst --output outputs/pairs
     """
+    from diffalign.label.at_scale import compare_paths, score_to_file
     from diffalign.label.command import score_pictures, write_labels
 
     with one_clear_line():
@@ -254,6 +270,11 @@ def score(
         if write:
             set_up_logging()
             lines = write_labels(images, specs, prompt, weights, pairs, output)
+        elif compare:
+            lines = compare_paths(images, specs, prompt, batch=batch, workers=workers)
+        elif output is not None:
+            size = {"processes": processes, "batch": batch, "workers": workers}
+            lines = [score_to_file(images, specs, prompt, output, **size)]
         else:
             lines = score_pictures(images, specs, prompt, pairs, output)
         typer.echo("\n".join(lines))

@@ -41,7 +41,8 @@ def load(
     """Load a scorer: frozen, in evaluation mode.
 
     Args:
-        name: a name of ``names()``, or ``"package.module:Class"``.
+        name: a name of ``names()``, ``"package.module:Class"``, or the address of a reward server
+            (``"http://127.0.0.1:8711"``), which is asked for every score.
         weights: file or folder; None looks into the folder ``$SCORERS_WEIGHTS/<name>``. Never the network.
         device: where the scorer computes.
         dtype: precision of the towers, ``"float32"``, ``"bfloat16"`` or ``"float16"``; scores are always
@@ -52,6 +53,10 @@ def load(
         FileNotFoundError: the weights are not there; the message says where they were looked for.
         ValueError: unknown precision, or weights that do not fit the scorer.
     """
+    if name.startswith(("http://", "https://")):
+        from scorers.client import RemoteScorer
+
+        return RemoteScorer(name)
     return catalogue.get(name).load(find_weights(name, weights), device=device, dtype=_precision(dtype))
 
 
