@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from scorers.images import ImageLike, to_tensors
-from scorers.protocol import Kind, Need, ScoreOutput, Space
+from scorers.preprocess import Mode, Transform
+from scorers.protocol import Details, Kind, Need, PairOutput, ScoreOutput, Space
 
 
 class ScorerBase(nn.Module):
@@ -27,10 +30,38 @@ class ScorerBase(nn.Module):
     differentiable: bool = True
     licence: str
     citation: str
+    weights: str = ""
+    """What must be had to load it, for lists; empty if nothing is."""
+    size: str = ""
+    """How large it is, for lists, e.g. ``"986 M"``."""
+    temperature: float = 1.0
+    """Difference of scores that is one unit of the logit in ``compare``."""
+    tie_threshold: float | None = None
+    """``compare`` calls a tie where |2 prob - 1| is at most this; None never does."""
+    preprocess: Transform | None = None
+    """Transform of the pictures before the tower, for scorers that have one."""
 
     @abstractmethod
     def score_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
         """Score pictures (B, 3, H, W) in [0, 1] for B prompts: (B,) float32, differentiable."""
+
+    def score_dims(self, x01: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Score as ``score_tensor`` does in every one of ``dims``: (B,) float32 each, the main one first."""
+        return {self.dims[0]: self.score_tensor(x01, prompts)}
+
+    def details(self, x01: Tensor, prompts: Sequence[str]) -> Details:
+        """All that the scorer says of B pictures. Override it where there is more than scores."""
+        if len(self.dims) == 1:
+            return Details(score=self.score_tensor(x01, prompts))
+        dims = self.score_dims(x01, prompts)
+        return Details(score=dims[self.dims[0]], dims=dims)
+
+    def cross_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Score M pictures with each of N prompts: (M, N) float32, differentiable.
+
+        Scorers with two towers override it, so that each picture and each prompt is encoded once.
+        """
+        return torch.stack([self.score_tensor(x01, [prompt] * len(x01)) for prompt in prompts], 1)
 
     @property
     def device(self) -> torch.device:
@@ -44,6 +75,7 @@ class ScorerBase(nn.Module):
         *,
         chunk: int = 32,
         value_range: tuple[float, float] = (0.0, 1.0),
+        cross: bool = False,
     ) -> ScoreOutput:
         """Score pictures without gradients.
 
@@ -52,32 +84,105 @@ class ScorerBase(nn.Module):
             prompts: one prompt for all of them or n prompts; None where the scorer needs none.
             chunk: how many pictures go through the network at once.
             value_range: meaning of float pictures.
+            cross: score every picture with every prompt, of any number: ``score`` is (n, N).
 
         Raises:
-            ValueError: as many prompts as pictures are needed, or one; a bad picture; ``chunk`` below 1.
+            ValueError: as many prompts as pictures are needed, or one; an empty prompt; a bad picture;
+                ``chunk`` below 1.
         """
         if chunk < 1:
             raise ValueError(f"chunk must be at least 1, got {chunk}")
         pictures = to_tensors(images, value_range)
+        if cross:
+            return self._output(_gather(self._crossed(pictures, _listed(prompts), chunk)))
         texts = broadcast(prompts, len(pictures), needed="prompt" in self.needs)
-        score = torch.empty(len(pictures))
-        with torch.no_grad():
-            for rows in _chunks(pictures, chunk):
-                x01 = torch.stack([pictures[i] for i in rows]).to(self.device)
-                score[rows] = self.score_tensor(x01, [texts[i] for i in rows]).float().cpu()
-        return ScoreOutput(score=score, meta=self.describe())
+        return self._output(_gather(self._detailed(pictures, texts, chunk)))
+
+    def compare(
+        self,
+        a: ImageLike | Sequence[ImageLike],
+        b: ImageLike | Sequence[ImageLike],
+        prompts: str | Sequence[str] | None = None,
+        *,
+        chunk: int = 32,
+        value_range: tuple[float, float] = (0.0, 1.0),
+    ) -> PairOutput:
+        """Compare n pictures with n others: how likely is the first of each pair to be preferred?
+
+        Raises:
+            ValueError: not as many pictures on both sides, or see ``__call__``.
+        """
+        first, second = to_tensors(a, value_range), to_tensors(b, value_range)
+        if len(first) != len(second):
+            raise ValueError(f"{len(first)} pictures cannot be compared with {len(second)}; give pairs")
+        texts = broadcast(prompts, len(first), needed="prompt" in self.needs)
+        return self.pair(*(self(x, texts, chunk=chunk) for x in (first, second)))
+
+    def pair(self, a: ScoreOutput, b: ScoreOutput) -> PairOutput:
+        """Turn the scores of both sides of B pairs into a comparison; override it for another calibration."""
+        logit = (a.score - b.score) / (self.temperature if self.higher_better else -self.temperature)
+        prob = logit.sigmoid()
+        threshold = self.tie_threshold
+        tie = None if threshold is None else ((2 * prob - 1).abs() <= threshold).float()
+        return PairOutput(logit=logit, prob=prob, tie_prob=tie, meta=self.describe())
+
+    def with_preprocess(self, mode: Mode) -> Self:
+        """Choose how pictures are resized, ``"tensor"`` or ``"exact"`` (see Transform); returns the scorer.
+
+        Raises:
+            ValueError: unknown mode, or the scorer has no transform to choose.
+        """
+        if self.preprocess is None:
+            raise ValueError(f"scorer {self.name!r} has no transform of pictures to choose")
+        self.preprocess = replace(self.preprocess, mode=mode)
+        return self
 
     def describe(self) -> dict[str, str]:
         """Which scorer this is, for the record."""
         dtype = next((str(p.dtype).removeprefix("torch.") for p in self.parameters()), "float32")
-        return {"scorer": self.name, "version": self.version, "dtype": dtype}
+        found = {"scorer": self.name, "version": self.version, "dtype": dtype}
+        return found if self.preprocess is None else found | {"preprocess": self.preprocess.id}
+
+    def _output(self, found: Details) -> ScoreOutput:
+        return ScoreOutput(
+            score=found.score,
+            dims=found.dims,
+            raw=found.raw,
+            std=found.std,
+            status=None if found.status is None else tuple(found.status),
+            meta=self.describe(),
+            higher_better=self.higher_better,
+        )
+
+    def _detailed(
+        self, pictures: Sequence[Tensor], texts: Sequence[str], chunk: int
+    ) -> Iterator[tuple[list[int], Details]]:
+        for rows, x01 in self._stacks(pictures, chunk):
+            with torch.no_grad():
+                yield rows, self.details(x01, [texts[i] for i in rows])
+
+    def _crossed(
+        self, pictures: Sequence[Tensor], texts: Sequence[str], chunk: int
+    ) -> Iterator[tuple[list[int], Details]]:
+        for rows, x01 in self._stacks(pictures, chunk):
+            with torch.no_grad():
+                yield rows, Details(score=self.cross_tensor(x01, texts))
+
+    def _stacks(self, pictures: Sequence[Tensor], chunk: int) -> Iterator[tuple[list[int], Tensor]]:
+        """Row numbers and pictures of the same size, at most ``chunk`` at once."""
+        sizes: dict[torch.Size, list[int]] = defaultdict(list)
+        for i, picture in enumerate(pictures):
+            sizes[picture.shape].append(i)
+        for rows in sizes.values():
+            for part in (rows[i : i + chunk] for i in range(0, len(rows), chunk)):
+                yield part, torch.stack([pictures[i] for i in part]).to(self.device)
 
 
 def broadcast(prompts: str | Sequence[str] | None, n: int, *, needed: bool = True) -> list[str]:
     """Return n prompts from one or from n.
 
     Raises:
-        ValueError: another number of prompts, or None where prompts are needed.
+        ValueError: another number of prompts, or None or an empty one where prompts are needed.
     """
     if prompts is None:
         if needed:
@@ -88,11 +193,24 @@ def broadcast(prompts: str | Sequence[str] | None, n: int, *, needed: bool = Tru
         raise ValueError(
             f"{n} images but {len(texts)} prompts; give one prompt for all images or {n} prompts"
         )
+    if needed:
+        refuse_empty(texts)
     return texts * n if len(texts) == 1 else texts
 
 
+def refuse_empty(prompts: Sequence[str]) -> None:
+    """Check that every prompt says something.
+
+    Raises:
+        ValueError: an empty one, whose score would mean nothing.
+    """
+    for i, prompt in enumerate(prompts):
+        if not prompt.strip():
+            raise ValueError(f"prompt {i} is empty; a score needs to know what was asked for")
+
+
 def check_batch(x01: Tensor, prompts: Sequence[str]) -> None:
-    """Check the arguments of ``score_tensor``.
+    """Check the arguments of ``score_tensor``. Values of pixels are not looked at: that would stop a GPU.
 
     Raises:
         ValueError: not (B, 3, H, W) floats, or not B prompts.
@@ -108,9 +226,37 @@ def check_batch(x01: Tensor, prompts: Sequence[str]) -> None:
         )
 
 
-def _chunks(pictures: Sequence[Tensor], chunk: int) -> list[list[int]]:
-    """Row numbers in chunks of pictures that have the same size."""
-    sizes: dict[torch.Size, list[int]] = defaultdict(list)
-    for i, picture in enumerate(pictures):
-        sizes[picture.shape].append(i)
-    return [rows[i : i + chunk] for rows in sizes.values() for i in range(0, len(rows), chunk)]
+def _listed(prompts: str | Sequence[str] | None) -> list[str]:
+    """Prompts of a cross product, of which there must be one at least."""
+    texts = [prompts] if isinstance(prompts, str) else list(prompts or ())
+    if not texts:
+        raise ValueError("cross=True scores every picture with every prompt: give at least one prompt")
+    refuse_empty(texts)
+    return texts
+
+
+def _gather(parts: Iterator[tuple[list[int], Details]]) -> Details:
+    """Put the chunks together again, in the order of the pictures, on the CPU."""
+    found = list(parts)
+    order = [i for rows, _ in found for i in rows]
+    pieces = [details for _, details in found]
+    status = [word for d in pieces for word in d.status or ()]
+    return Details(
+        score=_placed([d.score for d in pieces], order),
+        dims={name: _placed([d.dims[name] for d in pieces], order) for name in pieces[0].dims},
+        raw=_optional([d.raw for d in pieces], order),
+        std=_optional([d.std for d in pieces], order),
+        status=[word for _, word in sorted(zip(order, status, strict=True))] if status else None,
+    )
+
+
+def _optional(parts: Sequence[Tensor | None], order: Sequence[int]) -> Tensor | None:
+    given = [part for part in parts if part is not None]
+    return _placed(given, order) if given else None
+
+
+def _placed(parts: Sequence[Tensor], order: Sequence[int]) -> Tensor:
+    rows = torch.cat(list(parts)).float().cpu()
+    out = torch.empty_like(rows)
+    out[torch.tensor(order)] = rows
+    return out

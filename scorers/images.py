@@ -96,7 +96,7 @@ def _items(images: ImageLike | Sequence[ImageLike]) -> Iterable[ImageLike]:
 
 
 def _name(image: ImageLike, index: int) -> str:
-    if isinstance(image, Located):
+    if isinstance(image, Located) and isinstance(image.where, str):  # a tensor's where() is something else
         return f"image {index} ({image.where})"
     return f"image {index} ({image})" if isinstance(image, str | Path) else f"image {index}"
 

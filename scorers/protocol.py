@@ -52,11 +52,27 @@ class ScorerLoader(Protocol):
 
 
 @dataclass(kw_only=True)
+class Details:
+    """What a scorer says of B pictures at once, on its device; ``ScorerBase`` makes a ScoreOutput of it."""
+
+    score: Tensor
+    """(B,) the main score."""
+    dims: Mapping[str, Tensor] = field(default_factory=dict)
+    """(B,) per dimension, for scorers that have several."""
+    raw: Tensor | None = None
+    """(B,) unscaled score (a cosine, say)."""
+    std: Tensor | None = None
+    """(B,) the scorer's own uncertainty."""
+    status: Sequence[str] | None = None
+    """B words, ``"ok"`` or what went wrong."""
+
+
+@dataclass(kw_only=True)
 class ScoreOutput:
     """Scores of B pictures, on the CPU, in the order of the pictures."""
 
     score: Tensor
-    """(B,) float32, the main score."""
+    """(B,) float32, the main score; (M, N) of M pictures with N prompts each after ``cross=True``."""
     dims: Mapping[str, Tensor] = field(default_factory=dict)
     """(B,) per dimension, for scorers that have several."""
     raw: Tensor | None = None
@@ -67,18 +83,73 @@ class ScoreOutput:
     """B words, ``"ok"`` or what went wrong, for scorers that may fail on a picture."""
     meta: Mapping[str, str] = field(default_factory=dict)
     """Which scorer in which precision gave these scores."""
+    higher_better: bool = True
 
     def prob(self, groups: Sequence[int] | Tensor) -> Tensor:
         """(B,) chance of each picture to be the preferred one of its group: softmax of the group's scores.
 
         Raises:
-            ValueError: not one group number per score.
+            ValueError: not one group number per score, or a cross product.
         """
+        logits = self._better()[None, :].masked_fill(~self._same(groups), -torch.inf)
+        return logits.log_softmax(1).diagonal().exp()
+
+    def rank(self, groups: Sequence[int] | Tensor | None = None) -> Tensor:
+        """(B,) int64 place of each picture in its group, 1 for the best; equal scores share the better place.
+
+        Args:
+            groups: group number of each picture; None puts all into one.
+
+        Raises:
+            ValueError: not one group number per score, or a cross product.
+        """
+        score = self._better()
+        same = self._same([0] * len(score) if groups is None else groups)
+        return 1 + (same & (score[None, :] > score[:, None])).sum(1)
+
+    def ties(self, eps: float = 0.0) -> Tensor:
+        """(P, 2) int64 numbers i < j of the pictures whose scores differ by at most ``eps``.
+
+        Raises:
+            ValueError: a negative ``eps``, or a cross product.
+        """
+        if eps < 0:
+            raise ValueError(f"eps must not be negative, got {eps}")
+        score = self._better()
+        return ((score[None, :] - score[:, None]).abs() <= eps).triu(1).nonzero()
+
+    def _better(self) -> Tensor:
+        """(B,) scores of which more is better."""
+        if self.score.ndim != 1:
+            shape = tuple(self.score.shape)
+            raise ValueError(
+                f"these are scores {shape} of all pictures with all prompts; take one column of them"
+            )
+        return self.score if self.higher_better else -self.score
+
+    def _same(self, groups: Sequence[int] | Tensor) -> Tensor:
+        """(B, B) whether two pictures are in one group."""
         number = torch.as_tensor(groups)
         if number.shape != self.score.shape:
             raise ValueError(
                 f"{len(number)} group numbers for {len(self.score)} scores; give one number per picture"
             )
-        same = number[:, None] == number[None, :]
-        logits = self.score[None, :].expand(len(number), -1).masked_fill(~same, -torch.inf)
-        return logits.log_softmax(1).diagonal().exp()
+        return number[:, None] == number[None, :]
+
+
+@dataclass(kw_only=True)
+class PairOutput:
+    """Comparison of B pairs of pictures, on the CPU."""
+
+    logit: Tensor
+    """(B,) float32, how much better the first picture is, in units of the scorer's calibration."""
+    prob: Tensor
+    """(B,) chance that the first is preferred to the second, sigmoid(logit) as a rule."""
+    tie_prob: Tensor | None = None
+    """(B,) chance of a tie, where the scorer knows one; 0 or 1 where only its ``tie_threshold`` decides."""
+    order_agreement: Tensor | None = None
+    """(B,) 1 where both orders of the pair gave the same verdict, else 0, for scorers that look twice."""
+    status: tuple[str, ...] | None = None
+    """B words, ``"ok"`` or what went wrong, for scorers that may fail on a pair."""
+    meta: Mapping[str, str] = field(default_factory=dict)
+    """Which scorer in which precision compared."""

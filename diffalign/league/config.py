@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +47,17 @@ class League:
     """Steps of a run that tries a setting."""
     long_factor: int = 4
     """How many times the budget the runs have that look for over-optimisation."""
+
+    def on(self, names: Sequence[str]) -> League:
+        """The league on these pipelines alone; none named is all.
+
+        Raises:
+            ValueError: there is no such pipeline.
+        """
+        for name in names:
+            if name not in self.pipelines:
+                raise ValueError(f"no pipeline {name!r} in this league; it has {', '.join(self.pipelines)}")
+        return replace(self, pipelines={n: self.pipelines[n] for n in names or self.pipelines})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diffalign.evaluate.report import Report
-from diffalign.league.config import Job, League, main_jobs, sweep_jobs
+from diffalign.league.config import Job, League, main_jobs, merged, sweep_jobs
 from diffalign.league.results import HALF, Result, choose, current, load_results, save_result
 from diffalign.train.run import RunFolder
 
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 UNFINISHED = ".unfinished"
 """Ending of the folder of a run that has not ended; what a killed league leaves is made again."""
+KEPT = "reference_errors"
+"""Folder of the errors that the tries of a sweep share."""
 
 
 def play(league: League, root: Path, *, most: int = 0, at_once: int = 1) -> int:
@@ -50,12 +52,14 @@ def play(league: League, root: Path, *, most: int = 0, at_once: int = 1) -> int:
 
 
 def missing(league: League, root: Path) -> list[Job]:
-    """Runs without a valid result, in the order in which they are to be made."""
+    """Runs without a valid result, in the order in which they are to be made: the best-known methods with
+    all of theirs before the others.
+    """
     results = load_results(root)
     jobs = list(sweep_jobs(league))
     valid = valid_results(jobs, results)
     later = list(main_jobs(league, choose(league, valid)))
-    everything = [*jobs, *later]
+    everything = sorted([*jobs, *later], key=lambda j: not league.methods[j.method].known)
     return current(everything, results, {j.name: digest(j) for j in everything})
 
 
@@ -101,7 +105,8 @@ def play_one(job: Job, root: Path, tree: str) -> Result:
     work = folder.with_name(folder.name + UNFINISHED)
     for old in (work, folder):
         shutil.rmtree(old, ignore_errors=True)
-    run = align({**job.recipe, "output": str(work)})
+    recipe = with_kept_errors(job.recipe, root / KEPT) if job.kind == "sweep" else job.recipe
+    run = align({**recipe, "output": str(work)})
     if run.report is None:
         raise ValueError(f"{job.name} was not evaluated: its recipe needs evaluate.prompts above 0")
     result = result_of(job, run.report, RunFolder(root=run.dir), tree)
@@ -110,6 +115,22 @@ def play_one(job: Job, root: Path, tree: str) -> Result:
         shutil.rmtree(work / heavy, ignore_errors=True)
     work.rename(folder)
     return result
+
+
+def with_kept_errors(recipe: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """The recipe of a try, with reference errors that all tries share, where they stay the same.
+
+    The runs of the table keep none, so that their seconds are those of a run on its own.
+    """
+    from diffalign.train.align import load_recipe
+    from diffalign.train.terms import check_kept_errors
+
+    config = load_recipe(recipe)
+    try:
+        check_kept_errors(config.corruptor, config.all_terms, config.policy.reference)
+    except ValueError:  # they would not be the same in another run
+        return recipe
+    return merged(recipe, {"data": {"reference_errors": str(folder)}})
 
 
 def result_of(job: Job, report: Report, run: RunFolder, tree: str) -> Result:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from diffalign.diffusion.process import Process
 from diffalign.policy.family import Cond, Family
+from diffalign.policy.fold import folded
 from diffalign.policy.guidance import Branches, Guidance, add_branches, two_models
 from diffalign.policy.identity import tokenizers_digest, weights_digest
 from diffalign.policy.long_prompts import VERSION, LongPrompts, embedding_options, encode_long
@@ -32,6 +33,7 @@ from diffalign.policy.lora import (
     with_source_alpha,
     without_dropout,
 )
+from diffalign.policy.modes import evaluating
 from diffalign.policy.precision import arithmetic, computing
 from diffalign.policy.reference import Reference, ReferenceOptions, make_reference
 from diffalign.policy.reference import ReferenceKind as ReferenceKind
@@ -383,16 +385,14 @@ class Policy:
 
     @contextmanager
     def _sampling(self) -> Iterator[None]:
-        """The pipeline's denoiser (policy or base) without dropout and in its arithmetic, then as before."""
+        """The pipeline's denoiser (policy or base) without dropout, with LoRAs folded in unless guidance
+        switches them, and in its arithmetic; then as before.
+        """
         denoiser: nn.Module = getattr(self.pipeline, self.family.component)
-        training = denoiser.training
-        denoiser.eval()
-        try:
-            guided = two_models(self.pipeline, denoiser, self.guidance)
-            with guided, computing(denoiser, self.device, self.dtype):
-                yield
-        finally:
-            denoiser.train(training)
+        guided = two_models(self.pipeline, denoiser, self.guidance)
+        whole = folded(denoiser) if self.guidance is None else nullcontext()
+        with evaluating(denoiser), guided, whole, computing(denoiser, self.device, self.dtype):
+            yield
 
     @contextmanager
     def base(self) -> Iterator[None]:

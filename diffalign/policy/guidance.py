@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from diffalign.policy.fold import folded
 from diffalign.policy.lora import ADAPTER, active_adapters, add_frozen, lora_file, tuner_layers
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def _two_forwards(pipeline: Any, denoiser: nn.Module, branches: Branches) -> Cal
 
     def forward(*inputs: Any, **named: Any) -> tuple[Tensor]:
         if not pipeline.do_classifier_free_guidance:
-            with active_adapters(denoiser, list(branches.positive)):
+            with _positive(denoiser, branches), folded(denoiser):
                 return cast("tuple[Tensor]", plain(*inputs, **named))
         rows = _rows(inputs, named)
         outputs = []

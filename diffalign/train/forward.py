@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from diffalign.diffusion.weights import error_weight
 from diffalign.objectives import Denoised, Predictions
 from diffalign.policy import Policy
 from diffalign.policy.family import Cond
+from diffalign.policy.modes import evaluating
 from diffalign.train.config import TrainConfig
 from diffalign.train.error_cache import ErrorCache, error_context
 from diffalign.train.terms import Term
@@ -73,25 +75,13 @@ class Forward:
         self.phase("policy")
         pred = self.predict(noisy.x_t, noisy.t, batch.cond, batch)
         ref_errors, ref_pred = self._reference(noisy, batch, units)
-        extra = self._extras(noisy, batch)
-        tensors = None
+        rows = self._rows(batch, noisy, count)
         if "tensors" in self.needs:
-            tensors = Predictions(pred=pred, ref_pred=ref_pred, target=noisy.target, x_t=noisy.x_t, x0=x0)
-        weight = error_weight(self.config.error_weight, self.policy.process, noisy.t)
-        errors = {space: self._error(space, pred, noisy, batch) for space in self.bound}
-        return [
-            self._row(
-                term,
-                batch,
-                (errors[term.space], ref_errors.get(term.space)),
-                noisy,
-                weight,
-                extra,
-                tensors,
-                count,
+            rows.tensors = Predictions(
+                pred=pred, ref_pred=ref_pred, target=noisy.target, x_t=noisy.x_t, x0=x0
             )
-            for term in self.terms
-        ]
+        errors = {space: self._error(space, pred, noisy, batch) for space in self.bound}
+        return [self._of_term(rows, term, errors, ref_errors) for term in self.terms]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -103,27 +93,25 @@ class Forward:
         with self.accelerator.autocast():
             return self.policy.predict(x, t, cond, batch.sizes)
 
-    def _row(
-        self,
-        term: Term,
-        batch: Batch,
-        errors: tuple[Tensor, Tensor | None],
-        noisy: Corrupted,
-        t_weight: Tensor | None,
-        extra: dict[str, Tensor],
-        tensors: Predictions | None,
-        count: int,
-    ) -> Denoised:
-        error, ref_error = errors
-        needs_reference = term.objective.needs_reference
+    def _rows(self, batch: Batch, noisy: Corrupted, count: int) -> Denoised:
+        """What the rows of all terms share; the errors are still to come."""
+        weight = error_weight(self.config.error_weight, self.policy.process, noisy.t)
         return Denoised(
-            error=error, ref_error=ref_error if needs_reference else None,
-            group=batch.group, role=batch.role, t=noisy.t,
-            t_weight=None if t_weight is None else t_weight.to(error.dtype),
-            score=batch.score, soft=None if batch.soft is None else batch.soft.to(error.dtype),
-            margin=None if batch.margin is None else batch.margin.to(error.dtype),
-            weight=batch.weight, extra=extra, tensors=tensors, unit_count=count,
+            error=batch.weight, ref_error=None, group=batch.group, role=batch.role, t=noisy.t,
+            t_weight=self._typed(weight), score=batch.score, soft=self._typed(batch.soft),
+            margin=self._typed(batch.margin), weight=batch.weight, extra=self._extras(noisy, batch),
+            unit_count=count,
         )  # fmt: skip
+
+    def _typed(self, value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.to(self.dtype)
+
+    def _of_term(
+        self, rows: Denoised, term: Term, errors: dict[Space, Tensor], ref_errors: dict[Space, Tensor]
+    ) -> Denoised:
+        """The rows with the errors of a term's space."""
+        ref_error = ref_errors[term.space] if term.objective.needs_reference else None
+        return replace(rows, error=errors[term.space], ref_error=ref_error)
 
     def _reference(
         self, noisy: Corrupted, batch: Batch, units: list[int]
@@ -131,21 +119,22 @@ class Forward:
         """(N,) reference errors by space, and the prediction unless an earlier run has kept all of them."""
         if not self.needs_reference:
             return {}, None
-        keys = {
-            s: ErrorCache.keys(batch.contents, units, repr(s)) for s in self.bound if self.kept is not None
-        }
-        found = {s: self.kept.lookup(k, batch.mean.device) for s, k in keys.items()} if self.kept else {}
-        whole = {s: e for s, e in found.items() if e is not None}
+        keys = {space: ErrorCache.keys(batch.contents, units, repr(space)) for space in self._kept_spaces}
+        whole = self._kept_errors(keys, batch.mean.device)
         if len(whole) == len(self.bound):
             return whole, None
         self.phase("reference")
         with self.policy.reference():
             ref_pred = self.predict(noisy.x_t, noisy.t, batch.cond, batch)
-            errors = {s: self._error(s, ref_pred, noisy, batch) for s in self.bound}
+            errors = {space: self._error(space, ref_pred, noisy, batch) for space in self.bound}
         if self.kept is not None:
             for space, own in keys.items():
                 self.kept.add(own, errors[space])
         return errors, ref_pred
+
+    @property
+    def _kept_spaces(self) -> Sequence[Space]:
+        return () if self.kept is None else tuple(self.bound)
 
     def _kept_errors(self, keys: dict[Space, list[bytes]], device: torch.device) -> dict[Space, Tensor]:
         """(N,) errors of the spaces in which all rows were kept."""
@@ -210,7 +199,7 @@ class Forward:
         cond = batch.cond if self.empty is None else self._unprompted(len(batch.group))
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
-            with torch.no_grad(), network[asks]():
+            with torch.no_grad(), evaluating(self.policy.denoiser), network[asks]():
                 return self.predict(x, t, cond, batch)
 
         return predict

@@ -89,6 +89,20 @@ def test_the_first_seed_of_all_comes_before_the_others_of_the_known(league: Leag
     assert jobs[1].recipe["objective"] == {"name": "dpo", "beta": 2.0}
 
 
+def test_one_pipeline_can_be_played_alone_and_the_best_known_come_first(
+    league: League, tmp_path: Path
+) -> None:
+    alone = missing(league.on(["dit"]), tmp_path)
+    assert {j.pipeline for j in alone} == {"dit"}
+    assert league.on([]) == league
+    known = [league.methods[j.method].known for j in missing(league, tmp_path)]
+    assert known == sorted(known, reverse=True)
+    assert True in known
+    assert False in known
+    with pytest.raises(ValueError, match=r"no pipeline 'unnet'.*unet, dit"):
+        league.on(["unnet"])
+
+
 def test_rows_rank_by_gain_but_the_disobedient_come_last(league: League) -> None:
     def run(method: str, gain: float, obedience: float, seed: int = 0) -> Result:
         return replace(
@@ -129,6 +143,28 @@ def test_played_runs_are_kept_and_a_broken_one_does_not_end_the_league(
     assert {j.name for j in missing(league, tmp_path)} == {n for n in played if "dit/dpo/sweep-beta=1" in n}
     changed = replace(league, common={**league.common, "batch": 8})
     assert len(missing(changed, tmp_path)) == 8 + 2  # none of the results is of this league
+
+
+@pytest.mark.parametrize(
+    ("objective", "corruptor", "kept"),
+    [
+        ("dpo", "independent_noise", True),
+        ("dspo", "independent_noise", False),
+        ("dpo", "ddim_inversion", False),
+    ],
+)
+def test_tries_share_reference_errors_that_stand_still(
+    objective: str, corruptor: str, kept: bool, tmp_path: Path
+) -> None:
+    recipe = {
+        "policy": {"model": "x", "adapter": {"rank": 2}},
+        "objective": {"name": objective},
+        "corruptor": {"name": corruptor},
+        "data": {"path": "x", "resolution": 64},
+    }
+    found = playing.with_kept_errors(recipe, tmp_path)
+    assert found["data"].get("reference_errors") == (str(tmp_path) if kept else None)
+    assert {**found["data"], "reference_errors": None} == {**recipe["data"], "reference_errors": None}
 
 
 def test_the_page_says_what_has_not_been_run(league: League, tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from torch import Tensor
 
 from diffalign.config import ConfigError
 from diffalign.data.records import BytesImage, DataError, Record
@@ -277,3 +279,22 @@ def test_a_sum_convention_within_a_wrapper_is_converted(folder: Path, tmp_path: 
     pair = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["objective"]["pair"]
     assert pair["beta_convention"] == "canonical"
     assert pair["beta"] == 2 * 512
+
+
+def test_the_policy_inverts_without_dropout(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, bool]] = []
+    predict = Policy.predict
+
+    def watched(self: Policy, x_t: Tensor, t: Tensor, cond: Any, sizes: Tensor | None = None) -> Tensor:
+        seen.append((torch.is_grad_enabled(), self.denoiser.training))
+        return predict(self, x_t, t, cond, sizes)
+
+    monkeypatch.setattr(Policy, "predict", watched)
+    inverting = "corruptor={name: ddim_inversion, steps: 3, network: policy}"
+    run("sd", folder, tmp_path / "run", "pairs", inverting, "policy.adapter.dropout=0.5")
+    assert seen.count((True, True)) == 2, "one pass of the policy a step, with dropout"
+    assert seen.count((False, True)) == 2, "one pass of the reference, which has no LoRA to drop"
+    assert seen.count((False, False)) >= 2
+    assert (True, False) not in seen
