@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from scorers import catalogue
 from scorers.base import ScorerBase
 from scorers.normalise import Identity, Normaliser, normaliser_of
 from scorers.options import check_options, read_options
-from scorers.protocol import Kind, Need, Scorer
+from scorers.protocol import Details, Kind, Need, Scorer
 
 
 class Composite(ScorerBase):
@@ -169,13 +169,29 @@ class Pareto(Composite):
 
     def score_dims(self, x01: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """See Composite; fronts are those of the pictures of this batch that have one prompt."""
-        found = super().score_dims(x01, prompts)
+        return self._with_fronts(super().score_dims(x01, prompts), prompts)
+
+    def _with_fronts(self, found: dict[str, Tensor], prompts: Sequence[str]) -> dict[str, Tensor]:
         table = torch.stack([found[name] for name in self.parts])  # (K, B)
         front = torch.zeros(len(prompts), device=table.device)
         for prompt in dict.fromkeys(prompts):
             rows = torch.tensor([p == prompt for p in prompts], device=table.device)
             front[rows] = -pareto_fronts(table[:, rows]).float()
         return {**found, self.name: front}
+
+    def _detailed(
+        self, pictures: Sequence[Tensor], texts: Sequence[str], chunk: int
+    ) -> Iterator[tuple[list[int], Details]]:
+        """Score the parts in chunks, but find the fronts of whole prompts."""
+        order: list[int] = []
+        pieces: list[dict[str, Tensor]] = []
+        for rows, x01 in self._stacks(pictures, chunk):
+            order += rows
+            with torch.no_grad():
+                pieces.append(super().score_dims(x01, [texts[i] for i in rows]))
+        joined = {name: torch.cat([p[name] for p in pieces]) for name in self.dims}
+        dims = self._with_fronts(joined, [texts[i] for i in order])
+        yield order, Details(score=dims[self.name], dims=dims)
 
     def combine(self, scores: Mapping[str, Tensor]) -> Tensor:
         """(B,) zeros: a front is known only when the whole group is; see ``score_dims``."""

@@ -89,7 +89,7 @@ def read_tasks(path: Path) -> Callable[[str], Task]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         where = f"{path} line {number}"
         try:
-            row = json.loads(line)
+            row = {**json.loads(line)}
             task = Task.of(row, where)
         except (json.JSONDecodeError, TypeError, AttributeError) as error:
             raise ValueError(f"{where}: no task of GenEval ({error})") from error

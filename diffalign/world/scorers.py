@@ -64,20 +64,22 @@ class MemberLoader:
     Args:
         number: of the person, from 0.
         population: who is drawn.
-
-    Raises:
-        ValueError: nobody has this number.
     """
 
     def __init__(self, number: int, population: Population) -> None:
         """See the class."""
-        if not 0 <= number < population.people:
-            raise ValueError(f"there is no person {number}; the population has 0 to {population.people - 1}")
         self.number, self.population = number, population
 
     def load(self, weights: Path | None, *, device: str | torch.device, dtype: torch.dtype) -> WorldScorer:
-        """Make the scorer; weights, device and dtype do not matter."""
-        person = self.population.raters()[self.number]
+        """Make the scorer; weights, device and dtype do not matter.
+
+        Raises:
+            ValueError: nobody has this number.
+        """
+        people = self.population.raters()
+        if not 0 <= self.number < len(people):
+            raise ValueError(f"there is no person {self.number}; the population has 0 to {len(people) - 1}")
+        person = people[self.number]
         return WorldScorer(f"shapes-member-{self.population.seed}-{self.number}", person.score)
 
 
