@@ -14,7 +14,7 @@ import scorers
 from scorers import catalogue
 from scorers.base import ScorerBase
 from scorers.normalise import Identity, Normaliser, normaliser_of
-from scorers.options import check_options, read_options
+from scorers.options import check_options, folder_of, read_options
 from scorers.protocol import Details, Kind, Need, Scorer
 
 
@@ -251,6 +251,5 @@ def _load_part(
     name: str, row: Mapping[str, Any], path: Path | None, device: str | torch.device, dtype: torch.dtype
 ) -> Scorer:
     """A part; its weights are looked for beside the json file."""
-    home = path if path is not None and path.is_dir() else (path or Path()).parent
-    given = home / row["weights"] if "weights" in row else None
+    given = folder_of(path) / row["weights"] if "weights" in row else None
     return scorers.load(row.get("scorer", name), given, device, dtype)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -68,6 +68,48 @@ detectors: Registry[DetectorLoader] = Registry("detector", entry_points="detecto
 """Detectors by name, from the entry-point group ``detectors``, or ``package.module:Class``."""
 
 
+class Renamed:
+    """A detector whose labels are called otherwise.
+
+    Args:
+        detector: finds objects.
+        names: its labels by what they are to be called.
+
+    Raises:
+        ValueError: a label that the detector does not know.
+    """
+
+    def __init__(self, detector: Detector, names: Mapping[str, str]) -> None:
+        """See the class."""
+        check_known(detector, list(names.values()), "rename")
+        self.detector, self._called = detector, {old: new for new, old in names.items()}
+        self.labels: Sequence[str] = [self._called.get(label, label) for label in detector.labels]
+
+    def detect(self, x01: Tensor) -> list[list[Detection]]:
+        """See Detector."""
+        return [
+            [replace(d, label=self._called.get(d.label, d.label)) for d in found]
+            for found in self.detector.detect(x01)
+        ]
+
+
+def load_detector(
+    options: Mapping[str, Any], home: Path, device: str | torch.device, dtype: torch.dtype
+) -> Detector:
+    """Load the detector that options name: ``detector``, ``weights`` (a path from ``home``), ``rename``.
+
+    Raises:
+        RegistryError: no such detector.
+        FileNotFoundError: its weights are not there.
+        ValueError: it does not know a label that is renamed.
+    """
+    given = home / options["weights"] if "weights" in options else None
+    if given is not None and not given.exists():
+        raise FileNotFoundError(f"weights of detector {options['detector']!r}: {given} does not exist")
+    found = detectors.get(str(options["detector"])).load(given, device=device, dtype=dtype)
+    return Renamed(found, options["rename"]) if options.get("rename") else found
+
+
 def check_known(detector: Detector, labels: Sequence[str], where: str) -> None:
     """See that a detector can find what is asked for.
 
@@ -126,6 +168,20 @@ class ZeroShotColours:
         texts = [t.format(colour=c, label=label) for c in self.colours for t in TEMPLATES]
         features = self.encode_texts(texts).unflatten(0, (-1, len(TEMPLATES))).mean(1)
         return torch.nn.functional.normalize(features, dim=-1)
+
+
+def zero_shot(scorer: object, colours: Sequence[str]) -> ZeroShotColours:
+    """Colours by a scorer with two towers.
+
+    Raises:
+        ValueError: it has no ``encode_images`` and ``encode_prompts``.
+    """
+    images, texts = (getattr(scorer, name, None) for name in ("encode_images", "encode_prompts"))
+    if images is None or texts is None:
+        raise ValueError(
+            f"{type(scorer).__name__} has no two towers, so it cannot name colours; take clipscore"
+        )
+    return ZeroShotColours(images, texts, colours)
 
 
 def cut_out(picture: Tensor, detection: Detection) -> Tensor:

@@ -11,10 +11,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import scorers
 from scorers import catalogue
 from scorers.base import ScorerBase, check_batch
-from scorers.detect import ColourNamer, Detection, Detector, check_known, detectors, own_colours
-from scorers.options import read_options
+from scorers.detect import (
+    ColourNamer,
+    Detection,
+    Detector,
+    check_known,
+    load_detector,
+    own_colours,
+    zero_shot,
+)
+from scorers.options import check_options, folder_of, read_options
 from scorers.tasks import RELATIONS, Include, Task, read_tasks
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -174,7 +183,10 @@ class GenEval(ScorerBase):
 
     @classmethod
     def load(cls, weights: Path | None, *, device: str | torch.device, dtype: torch.dtype) -> GenEval:
-        """Make the scorer from a json file: detector, perhaps its weights, and the tasks of the prompts.
+        """Make the scorer from a json file: ``detector``, perhaps its ``weights``, ``metadata`` (the tasks).
+
+        ``colours``: ``{"scorer": NAME, "weights": PATH}`` names a two-tower scorer that tells colours apart;
+        ``rename``: labels of the detector by what the tasks call them (``{"computer mouse": "mouse"}``).
 
         Raises:
             FileNotFoundError: no such file.
@@ -182,12 +194,20 @@ class GenEval(ScorerBase):
             RegistryError: no such detector.
         """
         options = read_options(
-            cls.name, weights, cls.weights, required=("detector", "metadata"), optional=("weights",)
+            cls.name,
+            weights,
+            cls.weights,
+            required=("detector", "metadata"),
+            optional=("weights", "colours", "rename"),
         )
-        home = weights if weights is not None and weights.is_dir() else (weights or Path()).parent
-        given = home / options["weights"] if "weights" in options else None
-        detector = detectors.get(options["detector"]).load(given, device=device, dtype=dtype)
-        return cls(detector, read_tasks(home / options["metadata"]))
+        home = folder_of(weights)
+        detector = load_detector(options, home, device, dtype)
+        namer: ColourNamer = own_colours
+        if "colours" in options:
+            row = check_options("colours", options["colours"], ("scorer",), ("weights",))
+            path = home / row["weights"] if "weights" in row else None
+            namer = zero_shot(scorers.load(row["scorer"], path, device, dtype), COLOURS)
+        return cls(detector, read_tasks(home / options["metadata"]), namer)
 
     def verdicts(self, x01: Tensor, prompts: Sequence[str]) -> list[Verdict]:
         """What is right and wrong with each of (B, 3, H, W) pictures in [0, 1].

@@ -43,14 +43,21 @@ def read_options(
     return check_options(f"{file}", found, required, optional)
 
 
+def folder_of(path: Path | None) -> Path:
+    """Folder that paths within the options start from: that of the json file, or the given one."""
+    return path if path is not None and path.is_dir() else (path or Path()).parent
+
+
 def check_options(
     where: str, found: dict[str, Any], required: Sequence[str], optional: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Return the options unchanged.
 
     Raises:
-        ValueError: one is missing or unknown.
+        ValueError: no options at all, or one that is missing or unknown.
     """
+    if not isinstance(found, dict):
+        raise ValueError(f"{where} is {found!r}; it must be options, {{{', '.join((*required, *optional))}}}")
     missing = [key for key in required if key not in found]
     unknown = [key for key in found if key not in (*required, *optional)]
     if missing or unknown:

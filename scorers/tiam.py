@@ -13,8 +13,8 @@ from torch import Tensor
 from scorers import catalogue
 from scorers.base import ScorerBase, check_batch
 from scorers.colours import BERLIN_KAY, colour_shares
-from scorers.detect import Detection, Detector, check_known, detectors
-from scorers.options import check_options, read_options
+from scorers.detect import Detection, Detector, check_known, load_detector
+from scorers.options import check_options, folder_of, read_options
 
 CONFIDENCE = 0.25
 COLOUR_SHARE = 0.4
@@ -115,7 +115,9 @@ class Tiam(ScorerBase):
 
     @classmethod
     def load(cls, weights: Path | None, *, device: str | torch.device, dtype: torch.dtype) -> Tiam:
-        """Make the scorer from a json file: detector, perhaps its weights, and what the prompts name.
+        """Make the scorer from a json file: ``detector``, perhaps its ``weights``, and ``prompts``.
+
+        ``rename``: labels of the detector by what the prompts call them.
 
         Raises:
             FileNotFoundError: no such file.
@@ -123,12 +125,10 @@ class Tiam(ScorerBase):
             RegistryError: no such detector.
         """
         options = read_options(
-            cls.name, weights, cls.weights, required=("detector", "prompts"), optional=("weights",)
+            cls.name, weights, cls.weights, required=("detector", "prompts"), optional=("weights", "rename")
         )
-        home = weights if weights is not None and weights.is_dir() else (weights or Path()).parent
-        given = home / options["weights"] if "weights" in options else None
-        detector = detectors.get(options["detector"]).load(given, device=device, dtype=dtype)
-        return cls(detector, read_asked(home / options["prompts"]))
+        home = folder_of(weights)
+        return cls(load_detector(options, home, device, dtype), read_asked(home / options["prompts"]))
 
     def score_dims(self, x01: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """See ScorerBase.

@@ -141,6 +141,34 @@ def test_colours_by_a_two_tower_scorer() -> None:
     assert own_colours(picture, [box("dog", (0, 0, 1, 1, 1), "red")]) == ["red"]
 
 
+def test_colours_and_labels_by_options(folder: Path, tmp_path: Path) -> None:
+    """``folder`` holds a tiny PickScore, whose towers tell colours apart, rightly or not."""
+    task = {"tag": "colors", "include": [{"class": "hound", "count": 1, "color": "red"}], "prompt": "red"}
+    (tmp_path / "m.jsonl").write_text(json.dumps(task) + "\n")
+    options = {
+        "detector": "tests.scorers.test_geneval:Boxes",
+        "metadata": "m.jsonl",
+        "rename": {"hound": "dog"},
+        "colours": {"scorer": "pickscore", "weights": folder.name},
+    }
+    file = tmp_path / "options.json"
+    file.write_text(json.dumps(options))
+    (verdict,) = scorers.load("geneval", file).verdicts(torch.ones(1, 3, 32, 32), ["red"])
+    assert verdict.correct or "expected red hound>=1, found 0 red; and 1 " in verdict.reasons[0]
+    file.write_text(json.dumps({**options, "rename": {"hound": "horse"}}))
+    with pytest.raises(ValueError, match="rename asks for horse"):
+        scorers.load("geneval", file)
+    file.write_text(json.dumps({**options, "colours": {"scorer": "jpeg"}}))
+    with pytest.raises(ValueError, match="no two towers"):
+        scorers.load("geneval", file)
+    file.write_text(json.dumps({**options, "colours": "pickscore"}))
+    with pytest.raises(ValueError, match="colours is 'pickscore'; it must be options"):
+        scorers.load("geneval", file)
+    file.write_text(json.dumps({**options, "weights": "nowhere"}))
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        scorers.load("geneval", file)
+
+
 def test_task_scores_weigh_tags_alike() -> None:
     found = by_task(["a", "a", "a", "b"], [True, True, False, False])
     assert found == pytest.approx({"a": 2 / 3, "b": 0.0, "overall": 1 / 3})
