@@ -9,7 +9,7 @@ better than that person's noise-free utility, whose accuracy is the ceiling.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from diffalign.label.axioms import share_by_prompt
 from diffalign.label.judges import Judge, load_judges
 from diffalign.policy import Policy, load_policy
 from diffalign.world.grammar import Prompt
+from diffalign.world.obedience import SAMPLING
 from diffalign.world.raters import Rater, named_rater
 from diffalign.world.shapes import draw
 from diffalign.world.votes import world_prompts
@@ -65,10 +66,8 @@ class ContestOptions:
     pairs: int = 200
     """Pairs of each contest, one for each prompt."""
     seed: int = 0
-    sampling: Sampling = field(default_factory=Sampling)
-    other: str = "samples/shapes/dit"
-    """Pipeline of the second contest."""
-    other_sampling: Sampling = field(default_factory=lambda: Sampling(steps=25, guidance=5.0))
+    other: str | None = None
+    """Pipeline of the second contest; None takes the one of samples/shapes that the run is not of."""
 
 
 def examine_run(
@@ -112,20 +111,32 @@ def contests(policy: Policy, options: ContestOptions) -> list[Contest]:
         ValueError: no such taste.
         FileNotFoundError: the other pipeline is not there.
     """
-    rater = named_rater(options.taste)
+    rater, own_kind = named_rater(options.taste), _kind(policy)
+    name = options.other or f"samples/shapes/{'dit' if own_kind == 'unet' else 'unet'}"
+    stranger = load_policy(name).to(policy.device)
     prompts = world_prompts(options.taste, options.pairs, "heldout", options.seed)
     rng = np.random.default_rng([options.seed, 8])
     seeds, texts = range(5000, 5002), [str(p) for p in prompts]  # never those of training or evaluation
     with policy.base():
-        own = generate(policy, texts, seeds, options.sampling)
-    other = generate(load_policy(options.other).to(policy.device), texts, seeds, options.other_sampling)
+        own = generate(policy, texts, seeds, _sampling(own_kind))
+    other = generate(stranger, texts, seeds, _sampling(_kind(stranger)))
     drawn = torch.stack([draw(prompts, rng) for _ in range(2)], 1)
     made = {
         "in: the base's pictures": own,
-        f"out: pictures of {Path(options.other).name}": other,
+        f"out: pictures of {Path(name).name}": other,
         "out: the renderer's pictures": (drawn * 255).round().byte(),
     }
-    return [contest(name, prompts, pictures, rater, rng) for name, pictures in made.items()]
+    return [contest(title, prompts, pictures, rater, rng) for title, pictures in made.items()]
+
+
+def _kind(policy: Policy) -> str:
+    return "unet" if policy.family.component == "unet" else "dit"
+
+
+def _sampling(kind: str) -> Sampling:
+    """Steps and guidance at which the world's pipelines are examined."""
+    steps, guidance = SAMPLING[kind]
+    return Sampling(steps=steps, guidance=guidance)
 
 
 def contest(
