@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from diffalign.config import load
-from diffalign.data.readers import read
 from diffalign.data.records import BytesImage, DataError, ImageSource, Record
 from diffalign.data.transform import decode
-from diffalign.data.writers import write
 from diffalign.diffusion.corrupt import draw_seed
 from diffalign.evaluate.stats import ALPHA, Interval, bootstrap
 from diffalign.label.contrast import Contrast, Distorted, WrongCaption
-from diffalign.label.judges import Judge, load_judges
+from diffalign.label.judges import Judge
 
 AXIOMS = ("blurred", "noised", "recompressed", "wrong prompt")
 """What the original has to beat."""
@@ -127,13 +123,19 @@ def axiom_cases(records: Sequence[Record], options: AxiomOptions) -> list[Case]:
     return [cases[i] for i in order]
 
 
-def examine(judges: Sequence[Judge], cases: Sequence[Case], options: AxiomOptions) -> list[Finding]:
+def examine(
+    judges: Sequence[Judge],
+    cases: Sequence[Case],
+    options: AxiomOptions,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Finding]:
     """Let every scorer compare the originals with what became of them.
 
     Args:
         judges: scorers of single pictures.
         cases: originals.
         options: see AxiomOptions.
+        progress: called with the number of cases done.
 
     Returns:
         A finding for each scorer and axiom.
@@ -157,6 +159,7 @@ def examine(judges: Sequence[Judge], cases: Sequence[Case], options: AxiomOption
             for axiom, rows in spoilt.items():
                 gaps = best - _scores(judge, rows)
                 wins[judge.name, axiom] += (0.5 + 0.5 * np.sign(gaps)).tolist()
+        progress(start + len(some))
     prompts = [case.prompt for case in cases]
     return [
         Finding(scorer=name, axiom=axiom, share=share_by_prompt(found, prompts), cases=len(found))
@@ -208,61 +211,6 @@ def share_by_prompt(outcomes: Sequence[float], prompts: Sequence[str]) -> Interv
         low, high = (0.0, 1 - edge) if found.value == 0 else (edge, 1.0)
         return Interval(value=found.value, low=low, high=high)
     return found
-
-
-def score_axioms(
-    arguments: Sequence[str],
-    specs: Sequence[str],
-    output: Path | None,
-    find: Callable[[str], Path] = Path,
-    device: str | torch.device = "cpu",
-) -> list[str]:
-    """What ``diffalign score --axioms`` prints: a line for each scorer, its share for each axiom.
-
-    Args:
-        arguments: one data set, and ``key=value`` options of AxiomOptions.
-        specs: scorers, ``name`` or ``name=weights``.
-        output: new folder that gets the comparisons as training pairs; None writes none.
-        find: turns the argument into a path (the command line looks among the assets too).
-        device: where scorers compute.
-
-    Raises:
-        ValueError: not exactly one data set, or wrong options.
-        FileExistsError: there is something at ``output``.
-    """
-    changes = [a for a in arguments if "=" in a and not Path(a).exists()]
-    paths = [find(a) for a in arguments if a not in changes]
-    if len(paths) != 1:
-        raise ValueError(f"--axioms examines scorers on one data set, and {len(paths)} are named")
-    if output is not None and output.exists():
-        raise FileExistsError(f"{output} exists and is not overwritten: name another --output")
-    options = load(AxiomOptions, {}, changes)
-    cases = axiom_cases(read(paths[0], options.format), options)
-    findings = examine(load_judges(specs, device), cases, options)
-    lines = [table(findings)]
-    if output is not None:
-        pairs = axiom_pairs(cases, options)
-        write(pairs, output, "folder")
-        lines.append(f"{output}: {len(pairs)} pairs")
-    return lines
-
-
-def table(findings: Sequence[Finding]) -> str:
-    """Findings as lines of text: a row for each scorer, a column for each axiom."""
-    rows: Mapping[str, dict[str, Interval]] = {}
-    rows = {f.scorer: {g.axiom: g.share for g in findings if g.scorer == f.scorer} for f in findings}
-    wide = max(map(len, ("scorer", *rows)))
-    head = f"{'scorer':<{wide}}  " + "  ".join(f"{axiom:<24}" for axiom in AXIOMS)
-    lines = [
-        f"{name:<{wide}}  " + "  ".join(f"{_percent(found[axiom]):<24}" for axiom in AXIOMS)
-        for name, found in rows.items()
-    ]
-    cases = max((f.cases for f in findings), default=0)
-    return "\n".join([f"share of {cases} cases in which the original scores higher [95 %]", head, *lines])
-
-
-def _percent(share: Interval) -> str:
-    return f"{share.value:.1%} [{share.low:.1%}, {share.high:.1%}]"
 
 
 def _spoilt(

@@ -37,7 +37,7 @@ class ImplicitScorer(ScorerBase):
     every picture, so that a difference of two scores is one of pictures, and a batch equals its pictures.
 
     Args:
-        policy: the aligned model; its base is what ``policy.base()`` gives.
+        policy: the aligned model, which is frozen here; its base is what ``policy.base()`` gives.
         timesteps: where errors are compared; uniform if None.
         draws: K, at least 1.
         seed: of the noises.

@@ -21,10 +21,9 @@ from diffalign.label.axioms import (
     axiom_cases,
     axiom_pairs,
     examine,
-    score_axioms,
     share_by_prompt,
-    table,
 )
+from diffalign.label.axioms_command import score_axioms, table
 from diffalign.label.judges import Judge
 from diffalign.world.grammar import single_prompts
 from diffalign.world.shapes import draw
@@ -132,7 +131,7 @@ def test_command_examines_a_data_set_and_writes_pairs(tmp_path: Path) -> None:
 
     write(records(6), tmp_path / "data", "folder")
     arguments = [str(tmp_path / "data"), "cases=5", "quality=20"]
-    lines = score_axioms(arguments, [f"{HERE}:Smooth", f"{HERE}:Constant"], tmp_path / "pairs")
+    lines = score_axioms(arguments, [f"{HERE}:Smooth", f"{HERE}:Constant"], output=tmp_path / "pairs")
     assert "5 cases" in lines[0]
     assert f"{HERE}:Constant" in lines[0]
     assert "50.0% [50.0%, 50.0%]" in lines[0]
@@ -141,11 +140,13 @@ def test_command_examines_a_data_set_and_writes_pairs(tmp_path: Path) -> None:
     assert len(back) == 20
     assert sum(r.prompts is not None for r in back) == 5
     with pytest.raises(FileExistsError, match="name another --output"):
-        score_axioms(arguments, [f"{HERE}:Smooth"], tmp_path / "pairs")
+        score_axioms(arguments, [f"{HERE}:Smooth"], output=tmp_path / "pairs")
     with pytest.raises(ValueError, match="2 are named"):
-        score_axioms([*arguments, str(tmp_path)], [f"{HERE}:Smooth"], None)
+        score_axioms([*arguments, str(tmp_path)], [f"{HERE}:Smooth"])
+    with pytest.raises(ValueError, match="neither --prompt"):
+        score_axioms(arguments, [f"{HERE}:Smooth"], prompt="a red circle")
     with pytest.raises(ValueError, match="strenght"):
-        score_axioms([*arguments, "strenght=1"], [f"{HERE}:Smooth"], None)
+        score_axioms([*arguments, "strenght=1"], [f"{HERE}:Smooth"])
 
 
 def test_intervals_resample_prompts() -> None:
