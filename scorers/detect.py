@@ -184,6 +184,12 @@ def zero_shot(scorer: object, colours: Sequence[str]) -> ZeroShotColours:
     return ZeroShotColours(images, texts, colours)
 
 
+def box_of(mask: Tensor) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom in pixels of a (H, W) bool mask that is not empty."""
+    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+    return float(columns.min()), float(rows.min()), float(columns.max() + 1), float(rows.max() + 1)
+
+
 def cut_out(picture: Tensor, detection: Detection) -> Tensor:
     """(3, h, w) part of a (3, H, W) picture in the object's box, grey where its mask is not."""
     if detection.mask is not None:

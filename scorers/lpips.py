@@ -152,9 +152,9 @@ class Lpips(_Lpips):
         """Refuse, as a picture alone has no distance.
 
         Raises:
-            TypeError: always.
+            ValueError: always.
         """
-        raise TypeError("lpips compares a picture with a reference: call distance(pictures, references)")
+        raise ValueError("lpips compares a picture with a reference: call distance(pictures, references)")
 
 
 @catalogue.register("lpips-diversity")

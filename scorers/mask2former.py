@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scorers.detect import Detection
+from scorers.detect import Detection, box_of
 from scorers.loading import need_weights
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -155,9 +155,3 @@ def instances(classes: Tensor, masks: Tensor, labels: Sequence[str]) -> list[Det
                 label = labels[k % chance.shape[1]]
                 found.append(Detection(label=label, box=box_of(mask), confidence=confidence, mask=mask.cpu()))
     return found
-
-
-def box_of(mask: Tensor) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom in pixels of a (H, W) bool mask that is not empty."""
-    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
-    return float(columns.min()), float(rows.min()), float(columns.max() + 1), float(rows.max() + 1)

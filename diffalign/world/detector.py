@@ -16,7 +16,7 @@ from diffalign.world.grammar import COLOURS, HUES, SHAPES, Prompt, parse
 from diffalign.world.oracle import CONTRAST, _background, _components, _two_largest, measure
 from diffalign.world.shapes import hsv_to_rgb
 from scorers.colours import srgb_to_lab
-from scorers.detect import Detection
+from scorers.detect import Detection, box_of
 from scorers.geneval import GenEval
 from scorers.tasks import Include, Task
 from scorers.tiam import Asked, Tiam
@@ -59,11 +59,9 @@ def object_masks(pictures: Tensor) -> Tensor:
 
 
 def _detection(mask: Tensor, label: str, colour: int, confidence: float) -> Detection:
-    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
-    box = (float(columns.min()), float(rows.min()), float(columns.max() + 1), float(rows.max() + 1))
     # -1 is a colour without a name: no colour that can be asked for.
     name = COLOURS[colour] if colour >= 0 else "none"
-    return Detection(label=label, box=box, confidence=min(1.0, confidence), mask=mask, colour=name)
+    return Detection(label=label, box=box_of(mask), confidence=min(1.0, confidence), mask=mask, colour=name)
 
 
 def geneval_task(text: str) -> Task:

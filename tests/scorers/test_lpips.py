@@ -127,7 +127,7 @@ def test_wrong_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_alone_a_picture_has_no_distance(lpips: Lpips) -> None:
-    with pytest.raises(TypeError, match="call distance"):
+    with pytest.raises(ValueError, match="call distance"):
         lpips.score_tensor(torch.rand(1, 3, 64, 64), [""])
     with pytest.raises(ValueError, match="one size"):
         lpips.distance(torch.rand(1, 3, 64, 64), torch.rand(1, 3, 32, 32))
