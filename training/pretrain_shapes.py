@@ -2,7 +2,7 @@
 
 python training/pretrain_shapes.py all                # the defaults remake samples/shapes (hours on 2 cores)
 python training/pretrain_shapes.py unet --steps 2000  # one stage; run again to go on where it stopped
-python training/pretrain_shapes.py examine            # state the obedience of both pipelines (6 minutes)
+python training/pretrain_shapes.py examine            # state how well all three do
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main(
     for name in (s for s in stages if s != "examine"):
         budget = Budget(steps=steps, minutes=minutes, threads=threads, compile=compile)
         pretrain(name, work=work, out=out, budget=budget)
-    for name in ("unet", "dit") if stage in ("all", "examine") else ():
+    for name in ("vae", "unet", "dit") if stage in ("all", "examine") else ():
         typer.echo(f"{name}: {examine(out, name)}")
 
 

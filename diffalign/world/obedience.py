@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 
 from diffalign.train.run import write_text
-from diffalign.world.grammar import Prompt, double_prompts, single_prompts
+from diffalign.world.grammar import Prompt, double_prompts, sample_prompts, single_prompts
 from diffalign.world.oracle import measure, obeys
+from diffalign.world.shapes import draw
 
 NOTES = "pretraining.json"
 """File beside the exported pipelines that says how far each was trained, and how well it obeys."""
@@ -32,7 +34,7 @@ A tiny {kind} of the shapes world, made from nothing by
 and is there to try preference alignment on a laptop.
 
 ```python
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("samples/shapes/{name}")
 picture = pipeline("a large red circle on a white background", height=64, width=64{extra}).images[0]
@@ -81,18 +83,45 @@ def obedience(pipeline: Any, prompts: Sequence[Prompt], seed: int = 0, length: i
     return float(obeys(measure(torch.cat(pictures)), list(prompts)).all.float().mean())
 
 
+@torch.no_grad()
+def reconstruction(vae: AutoencoderKL, pictures: int = 2000) -> dict[str, float]:
+    """Share of reconstructions that the oracle reads right (``right``), and the mean absolute error in 1/255.
+
+    The pictures are fresh ones of held-out one-object prompts.
+    """
+    rng, right, errors = np.random.default_rng(123), [], []
+    for n in [100] * (pictures // 100) + [pictures % 100] * (pictures % 100 > 0):
+        prompts = sample_prompts(n, rng, "heldout", double_share=0.0)
+        x = draw(prompts, rng)
+        y = vae.decode(vae.encode(x * 2 - 1).latent_dist.mean).sample / 2 + 0.5
+        right.append(obeys(measure(y.clamp(0, 1)), prompts).all.float())
+        errors.append((y - x).abs().mean((1, 2, 3)) * 255)
+    found = {"right": torch.cat(right), "error_255": torch.cat(errors)}
+    return {name: float(values.mean()) for name, values in found.items()} | {"pictures": float(pictures)}
+
+
+def examine_vae(out: Path, pictures: int = 2000) -> dict[str, float]:
+    """Note the reconstructions of the VAE that both exported pipelines carry; see ``reconstruction``."""
+    found = reconstruction(AutoencoderKL.from_pretrained(out / "unet" / "vae").float(), pictures)
+    note(out, "vae", {"examined": found}, add=True)
+    return found
+
+
 def examine(out: Path, name: str, prompts: int = 500) -> dict[str, float]:
-    """State the obedience of the exported pipeline ``name``, in the notes and in its model card.
+    """State the obedience of the exported pipeline ``name``, in the notes and in its model card; of the VAE
+    how well it reconstructs, in the notes.
 
     Args:
         out: folder of the pipelines.
-        name: "unet" or "dit".
+        name: "vae", "unet" or "dit".
         prompts: held-out prompts of one object; of two objects there are two fifths as many.
 
     Returns:
         What was measured: ``one_object``, ``two_objects``, and for "dit" also ``one_object_256`` at T5's
         default text length of 256.
     """
+    if name == "vae":
+        return examine_vae(out)
     pipeline = DiffusionPipeline.from_pretrained(out / name).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     single, double = single_prompts("heldout")[:prompts], double_prompts("heldout")[: prompts * 2 // 5]

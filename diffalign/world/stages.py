@@ -23,8 +23,7 @@ from diffalign.world.models import (
     build_vae,
     save_pipeline,
 )
-from diffalign.world.obedience import obedience
-from diffalign.world.oracle import measure, obeys
+from diffalign.world.obedience import obedience, reconstruction
 from diffalign.world.shapes import draw
 from diffalign.world.teacher import Teacher, short_attention
 
@@ -93,15 +92,9 @@ class VaeStage(Stage):
         out: Tensor = error.mean() + 3e-4 * posterior.kl().mean() / 256
         return out
 
-    @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Absolute error in 1/255 and the share of reconstructions that the oracle reads right."""
-        rng = np.random.default_rng(123)
-        prompts = sample_prompts(256, rng, "heldout", double_share=0.0)
-        x = draw(prompts, rng)
-        y = self.vae.decode(self.vae.encode(x * 2 - 1).latent_dist.mean).sample / 2 + 0.5
-        right = obeys(measure(y.clamp(0, 1)), prompts).all
-        return {"error_255": float((y - x).abs().mean() * 255), "right": float(right.float().mean())}
+        """See ``reconstruction``."""
+        return reconstruction(self.vae)
 
     def export(self, out: Path) -> None:
         """Set the scaling factor to 1 / s.d. of the latents and save."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from diffusers import AutoencoderKL
 
 from diffalign.world.grammar import parse, single_prompts
-from diffalign.world.obedience import NOTES, examine, note, obedience
+from diffalign.world.obedience import NOTES, examine, examine_vae, note, obedience, reconstruction
 from diffalign.world.shapes import draw
 from tests.tiny import tiny_folder
 
@@ -51,3 +53,15 @@ def test_examine_states_it_in_notes_and_card(name: str, family: str, tmp_path: P
     assert f"| 5 of one object | {found['one_object']:.1%} |" in card
     assert "in 7 steps" in card
     assert ("max_sequence_length=32" in card) == (name == "dit")
+
+
+def test_reconstructions_are_read_by_the_oracle(tmp_path: Path) -> None:
+    shutil.copytree(Path("samples/shapes/unet/vae"), tmp_path / "unet" / "vae")
+    found = examine_vae(tmp_path, pictures=120)
+    assert found["pictures"] == 120
+    assert found["right"] > 0.9
+    assert 0 < found["error_255"] < 6
+    assert json.loads((tmp_path / NOTES).read_text())["vae"] == {"examined": found}
+    blind = AutoencoderKL.from_pretrained(tmp_path / "unet" / "vae").float()
+    blind.decoder.conv_out.weight.data.zero_()
+    assert reconstruction(blind, pictures=100)["right"] == 0
