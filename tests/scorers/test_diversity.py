@@ -20,7 +20,7 @@ from scorers.diversity import (
     vendi,
     vendi_of_gram,
 )
-from scorers.embed import Crop
+from scorers.embed import IMAGENET_MEAN, IMAGENET_STD, Crop
 from tests.scorers.conftest import GOLDEN
 
 TINY = {
@@ -188,6 +188,21 @@ def test_crop_leaves_the_right_size_alone() -> None:
     x = torch.rand(1, 3, 28, 28)
     assert torch.equal(crop(x), x)
     assert crop(torch.rand(2, 3, 50, 40)).shape == (2, 3, 28, 28)
+
+
+def test_crop_is_that_of_dinov2s_image_processor() -> None:
+    from transformers import BitImageProcessor
+
+    theirs = BitImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 28, "width": 28}, resample=3,
+        image_mean=list(IMAGENET_MEAN), image_std=list(IMAGENET_STD),
+    )  # fmt: skip
+    crop = Crop(resize=32, crop=28, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    smooth = torch.rand(3, 6, 8, generator=torch.Generator().manual_seed(0))
+    picture = torch.nn.functional.interpolate(smooth[None], (60, 80), mode="bilinear")
+    pixels = (picture[0] * 255).round().byte()
+    expected = theirs(pixels.permute(1, 2, 0).numpy(), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(crop(pixels[None].float() / 255), torch.as_tensor(expected), atol=0.02, rtol=0)
 
 
 def _cosines(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -36,6 +37,25 @@ def test_sizes() -> None:
     assert Resize().of(100, 200) == (666, 1333) or Resize().of(100, 200) == (667, 1333)
     assert Resize().of(100, 100) == (800, 800)
     assert Resize(fixed=(384, 384)).of(10, 20) == (384, 384)
+
+
+class Bright(torch.nn.Module):
+    """Stands for the model: one query, whose mask is what is bright."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+    config = SimpleNamespace(id2label={0: "lamp"})
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert pixels.shape[-2:] == (32, 64)  # padded
+        mask = torch.where(pixels.mean(1, keepdim=True) > 1, 9.0, -9.0)
+        return torch.tensor([[[9.0, 0.0]]]).expand(len(pixels), -1, -1), mask
+
+
+def test_masks_are_those_of_the_picture_without_its_padding() -> None:
+    picture = torch.zeros(1, 3, 48, 80)
+    picture[..., 40:] = 1
+    ((lamp,),) = Mask2Former(Bright(), Resize(short=24, long=40)).detect(picture)
+    assert lamp.box == pytest.approx((40, 0, 80, 48), abs=2)
 
 
 @pytest.fixture
