@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from scorers.diversity import vendi as vendi_score
+
 
 def pairwise_distance(features: Tensor) -> Tensor:
     """Return the mean Euclidean distance between the seeds of each prompt.
@@ -58,15 +60,11 @@ def vendi(features: Tensor) -> Tensor:
         ValueError: another shape, fewer than two seeds, or a feature vector of length 0.
     """
     _check(features)
-    x = features.double()
-    norm = x.norm(dim=-1, keepdim=True)
+    norm = features.double().norm(dim=-1)
     if (norm == 0).any():
-        prompt, seed, _ = (norm == 0).nonzero()[0].tolist()
+        prompt, seed = (norm == 0).nonzero()[0].tolist()
         raise ValueError(f"the features of prompt {prompt}, seed {seed} are all 0, so they have no direction")
-    x = x / norm
-    share = torch.linalg.eigvalsh(x @ x.mT / x.shape[1]).clamp(min=0)
-    entropy: Tensor = torch.special.entr(share).sum(-1)
-    return entropy.exp()
+    return vendi_score(features)
 
 
 def diversity(features: Tensor, pictures: Tensor) -> dict[str, float]:
