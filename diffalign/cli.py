@@ -250,6 +250,9 @@ def score(
     compare: Annotated[
         bool, typer.Option("--compare", help="win rate of the second folder over the first")
     ] = False,
+    axioms: Annotated[
+        bool, typer.Option("--axioms", help="examine scorers: original over blurred, noised, ...")
+    ] = False,
     processes: Annotated[int, typer.Option(min=1, help="with --output: share the work")] = 1,
     batch: Annotated[int, typer.Option(min=1, help="pictures that go through a scorer at once")] = 32,
     workers: Annotated[int, typer.Option(min=1, help="threads that read ahead")] = 4,
@@ -259,15 +262,20 @@ def score(
     Example: diffalign score a.png b.png --prompt "a red circle" --scorer shapes-large, or
     diffalign score pictures/ more.parquet --scorer shapes-large --output scores.jsonl, or
     diffalign score --compare outputs/base outputs/aligned --scorer shapes-large, or
+    diffalign score samples/preferences/folder --axioms --scorer shapes-obedience cases=100, or
     diffalign score samples/preferences/folder --write --scorer shapes-large --output labels.jsonl, or
     diffalign score outputs/base outputs/other --write --pairs best_worst --output outputs/pairs
     """
     from diffalign.label.at_scale import compare_paths, score_to_file
+    from diffalign.label.axioms_command import score_axioms
     from diffalign.label.command import score_pictures, write_labels
 
     with one_clear_line():
         specs = [f"{s}={weights}" if weights else s for s in scorer or ["pickscore"]]
-        if write:
+        if axioms:
+            set_up_logging()
+            lines = score_axioms(images, specs, prompt=prompt, pairs=pairs, write_too=write, output=output)
+        elif write:
             set_up_logging()
             lines = write_labels(images, specs, prompt, weights, pairs, output)
         elif compare:
@@ -370,18 +378,6 @@ def options(
     with one_clear_line():
         for line in option_lines(block):
             typer.echo(line)
-
-
-@scorers_app.command("list")
-def scorers_list() -> None:
-    """List the scorers that this installation knows.
-
-    Example: diffalign scorers list
-    """
-    import scorers
-
-    for name in scorers.names():
-        typer.echo(name)
 
 
 @bench_app.command("train")

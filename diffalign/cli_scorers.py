@@ -9,9 +9,53 @@ import typer
 
 
 def register(scorers_app: typer.Typer, bench_app: typer.Typer) -> None:
-    """Add ``scorers serve`` and ``bench score``."""
+    """Add ``scorers list``, ``scorers convert``, ``scorers serve`` and ``bench score``."""
+    scorers_app.command("list")(scorers_list)
+    scorers_app.command("convert")(scorers_convert)
     scorers_app.command("serve")(scorers_serve)
     bench_app.command("score")(bench_score)
+
+
+def scorers_list(
+    pattern: Annotated[str, typer.Argument(help="names that fit, e.g. 'hps*'")] = "*",
+    differentiable: Annotated[
+        bool, typer.Option("--differentiable", help="only those whose scores have a gradient")
+    ] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="names alone, one a line")] = False,
+) -> None:
+    """List scorers: what they score, their range, their licence, and whether their weights are here.
+
+    Example: diffalign scorers list "clip*"
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from scorers.listing import lines, list_scorers
+
+    found = list_scorers(pattern, differentiable=True if differentiable else None)
+    if plain:
+        typer.echo("\n".join(one.name for one in found))
+        return
+    table = Table("name", "kind", "scores", "range", "gradient", "licence", "weights", box=None)
+    for cells in lines(found):
+        table.add_row(*cells)
+    Console().print(table)
+
+
+def scorers_convert(
+    source: Annotated[Path, typer.Argument(help="pickled module, as MPS is published")],
+    target: Annotated[Path, typer.Argument(help="new .safetensors file")],
+) -> None:
+    """Take the tensors out of a pickled module without running its code.
+
+    Example: diffalign scorers convert MPS_overall_checkpoint.pth mps.safetensors
+    """
+    from diffalign.cli import one_clear_line
+    from scorers.pickled import convert_pickled_module
+
+    with one_clear_line():
+        convert_pickled_module(source, target)
+        typer.echo(target)
 
 
 def scorers_serve(

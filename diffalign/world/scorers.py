@@ -41,6 +41,8 @@ class WorldScorer(ScorerBase):
 class TasteLoader:
     """What the registry holds for one taste: loads its noise-free utility as a scorer."""
 
+    about = WorldScorer
+
     def __init__(self, taste: str) -> None:
         """``taste`` is a key of TASTES."""
         self.taste = taste
@@ -52,6 +54,8 @@ class TasteLoader:
 
 class ObedienceLoader:
     """What the registry holds for ``shapes-obedience``."""
+
+    about = WorldScorer
 
     def load(self, weights: Path | None, *, device: str | torch.device, dtype: torch.dtype) -> WorldScorer:
         """Make the scorer: 1 where shape, colour, background and relation are as asked, else 0."""
@@ -65,6 +69,8 @@ class MemberLoader:
         number: of the person, from 0.
         population: who is drawn.
     """
+
+    about = WorldScorer
 
     def __init__(self, number: int, population: Population) -> None:
         """See the class."""
