@@ -48,13 +48,13 @@ def _listed(name: str) -> Listed:
     weights = str(getattr(about, "weights", ""))
     return Listed(
         name=name,
-        kind=about.kind,
-        dims=tuple(about.dims),
-        range=tuple(about.range),
-        licence=about.licence,
+        kind=getattr(about, "kind", ""),  # others' loaders need not say what they load
+        dims=tuple(getattr(about, "dims", ())),
+        range=tuple(getattr(about, "range", Listed.range)),
+        licence=getattr(about, "licence", ""),
         weights=weights,
-        size=str(getattr(about, "size", "")),
-        differentiable=about.differentiable,
+        size=getattr(about, "size", ""),
+        differentiable=getattr(about, "differentiable", False),
         present=not weights or find_weights(name) is not None,
     )
 

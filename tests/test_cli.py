@@ -19,7 +19,8 @@ from diffalign.world.shapes import draw
 from tests.tiny import tiny_folder
 
 COMMANDS = ["demo", "train", "cache", "generate", "score", "evaluate", "gallery", "export", "options"]
-COMMANDS += ["doctor", "recipes list", "recipes copy", "scorers list", "bench train"]
+COMMANDS += ["doctor", "recipes list", "recipes copy", "scorers list", "scorers convert", "scorers serve"]
+COMMANDS += ["bench train", "bench score"]
 runner = CliRunner()
 
 

@@ -120,6 +120,8 @@ def shape_anchors() -> dict[str, tuple[float, float, float]]:
 class GenEvalLoader:
     """What the registry of scorers holds for ``shapes-geneval``."""
 
+    about = GenEval
+
     def load(self, weights: Path | None, *, device: str | torch.device, dtype: torch.dtype) -> GenEval:
         """Make the scorer; weights, device and dtype do not matter."""
         scorer = GenEval(ShapesDetector(), geneval_task, threshold=OVERLAP - 1e-6)
@@ -129,6 +131,8 @@ class GenEvalLoader:
 
 class TiamLoader:
     """What the registry of scorers holds for ``shapes-tiam``."""
+
+    about = Tiam
 
     def load(self, weights: Path | None, *, device: str | torch.device, dtype: torch.dtype) -> Tiam:
         """Make the scorer; weights, device and dtype do not matter."""
