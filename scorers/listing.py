@@ -45,7 +45,7 @@ def _listed(name: str) -> Listed:
     except ImportError as error:  # an announced package that is not here must not hide the others
         return Listed(name=name, problem=str(error))
     about: Any = getattr(entry, "about", entry)  # a loader names the class of what it loads
-    weights = str(getattr(about, "weights", ""))
+    weights = str(getattr(entry, "weights", getattr(about, "weights", "")))
     return Listed(
         name=name,
         kind=getattr(about, "kind", ""),  # others' loaders need not say what they load

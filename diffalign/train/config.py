@@ -79,7 +79,9 @@ class PolicyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WorldConfig:
-    """Preferences that simulated people give on pictures of the base model (shapes world only)."""
+    """Preferences that simulated people give on pictures of the base model (shapes world only), which are
+    drawn with the steps and the guidance of ``evaluate``.
+    """
 
     taste: str = "large"
     """Named taste of the voter; see docs/shapes_world.md."""

@@ -81,12 +81,14 @@ def read_records(config: TrainConfig, policy: Policy, screen: Screen) -> list[Re
     """
     if config.data.path is not None:
         return _read_path(config)
+    from diffalign.evaluate.generate import Sampling
     from diffalign.world.votes import world_records
 
     if config.data.world is None:
         raise DataError("data.path is missing: name a file or folder of preferences, or a data.world block")
     with screen.task("base pictures", config.data.world.images) as advance:
-        records = world_records(policy, config.data.world, Path(config.data.cache), advance)
+        sampling = Sampling(steps=config.evaluate.steps, guidance=config.evaluate.guidance)
+        records = world_records(policy, config.data.world, Path(config.data.cache), advance, sampling)
     return records[: config.data.max_pairs]
 
 

@@ -121,6 +121,7 @@ class GenEvalLoader:
     """What the registry of scorers holds for ``shapes-geneval``."""
 
     about = GenEval
+    weights = ""
 
     def load(self, weights: Path | None, *, device: str | torch.device, dtype: torch.dtype) -> GenEval:
         """Make the scorer; weights, device and dtype do not matter."""
@@ -133,6 +134,7 @@ class TiamLoader:
     """What the registry of scorers holds for ``shapes-tiam``."""
 
     about = Tiam
+    weights = ""
 
     def load(self, weights: Path | None, *, device: str | torch.device, dtype: torch.dtype) -> Tiam:
         """Make the scorer; weights, device and dtype do not matter."""

@@ -56,11 +56,17 @@ def training_prompts(config: WorldConfig) -> tuple[list[Prompt], list[Prompt]]:
 
 
 def world_records(
-    policy: Policy, config: WorldConfig, cache: Path, progress: Progress = lambda n: None
+    policy: Policy,
+    config: WorldConfig,
+    cache: Path,
+    progress: Progress = lambda n: None,
+    sampling: Sampling | None = None,
 ) -> list[Record]:
     """Pictures of the base on training prompts (made once and kept in ``cache``), and what a simulated person
     says of them: noisy votes on their pairs, likes and dislikes, or rankings, as ``config.ask`` says; with
     scorers' labels, pairs by a rule, or own captions where the config asks for them.
+
+    The pictures are drawn as ``sampling`` says, by default as evaluations draw theirs.
 
     Raises:
         RegistryError: no such rule or scorer.
@@ -76,7 +82,8 @@ def world_records(
             config.images, made, len(prompts), config.taste, SELECTION,
         )  # fmt: skip
     seeds = range(1000, 1000 + config.per_prompt)  # never those of the evaluation
-    pictures = generate_base(policy, [str(p) for p in prompts], list(seeds), Sampling(), cache, progress)
+    sampling = sampling or Sampling()
+    pictures = generate_base(policy, [str(p) for p in prompts], list(seeds), sampling, cache, progress)
     records = _asked(prompts, pictures, config, rater)
     if config.scorers:
         records = scored_records(records, prompts, pictures, config, cache, policy.device)
