@@ -34,10 +34,10 @@ A tiny {kind} of the shapes world, made from nothing by
 and is there to try preference alignment on a laptop.
 
 ```python
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("samples/shapes/{name}")
-picture = pipeline("a large red circle on a white background", height=64, width=64{extra}).images[0]
+picture = pipeline("a large red circle", height=64, width=64{extra}).images[0]
 ```
 {advice}
 Share of pictures, one for each held-out prompt, in which shape, colour and background (and the relation

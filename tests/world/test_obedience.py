@@ -52,6 +52,7 @@ def test_examine_states_it_in_notes_and_card(name: str, family: str, tmp_path: P
     card = (tmp_path / name / "README.md").read_text()
     assert f"| 5 of one object | {found['one_object']:.1%} |" in card
     assert "in 7 steps" in card
+    assert "from diffusers import DiffusionPipeline\n" in card
     assert ("max_sequence_length=32" in card) == (name == "dit")
 
 
