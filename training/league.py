@@ -15,30 +15,23 @@ from typing import Annotated
 
 import typer
 
-from diffalign.league.config import read_league
-from diffalign.league.page import write_page
-from diffalign.league.play import all_valid, missing, play
+from diffalign.league.run import run_league
 
 
 def main(
     league_file: Annotated[Path, typer.Argument(help="what competes")] = Path("training/league.yaml"),
-    runs: Annotated[
-        Path | None, typer.Option(help="folder of the runs; outputs/league or /studies/NAME")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="where page and picture go; docs, or docs/studies")] = None,
+    runs: Annotated[Path | None, typer.Option(help="runs; else outputs/league or /studies/NAME")] = None,
+    out: Annotated[Path | None, typer.Option(help="page and picture; else docs or docs/studies")] = None,
     most: Annotated[int, typer.Option(help="stop after so many runs; 0 = when all are made")] = 0,
     at_once: Annotated[int, typer.Option(help="runs at the same time")] = 1,
     only: Annotated[list[str] | None, typer.Option(help="pipelines to run; all by default")] = None,
     page_only: Annotated[bool, typer.Option(help="run nothing")] = False,
 ) -> None:
     """Make the missing runs, then the page."""
-    league = read_league(league_file)
-    own = f"studies/{league_file.stem}" if league.parent else league_file.stem
-    runs, out = runs or Path("outputs") / own, out or (Path("docs") / own).parent
-    if not page_only:
-        play(league.on(only or []), runs, most=most, at_once=at_once)
-    write_page(league, all_valid(league, runs), out, league_file.stem)
-    typer.echo(f"{len(missing(league, runs))} runs are left; {out / league_file.stem}.md")
+    line = run_league(
+        league_file, runs=runs, out=out, only=only or [], most=most, at_once=at_once, page_only=page_only
+    )
+    typer.echo(line)
 
 
 if __name__ == "__main__":

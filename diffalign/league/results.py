@@ -66,6 +66,22 @@ def load_results(root: Path) -> dict[str, Result]:
     return {r.job: r for r in found}
 
 
+def restore(published: Path, root: Path) -> int:
+    """Put results of a published league.json where there is none yet, so that a new checkout goes on from it.
+
+    Returns:
+        How many were put back.
+    """
+    if not published.is_file():
+        return 0
+    here, listed = load_results(root), json.loads(published.read_text())["results"]
+    missing = [Result(**one) for one in listed if one["job"] not in here]
+    for result in missing:
+        (root / result.job).mkdir(parents=True, exist_ok=True)
+        save_result(root / result.job, result)
+    return len(missing)
+
+
 def choose(league: League, results: Mapping[str, Result]) -> dict[tuple[str, str], Mapping[str, float]]:
     """Best setting by (pipeline, method): the largest gain among those that obey, else the most obedient.
 

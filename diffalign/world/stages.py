@@ -167,7 +167,7 @@ class DenoiserStage(Stage):
     measure.
     """
 
-    steps, learning_rate, batch, drop = 9000, 1e-3, 64, 0.1
+    learning_rate, batch, drop = 1e-3, 64, 0.1
 
     def __init__(self, vae_folder: Path, work: Path) -> None:
         """Untrained, around a trained VAE; ``work`` keeps the cached latents."""
@@ -216,7 +216,7 @@ class DenoiserStage(Stage):
 class UNetStage(DenoiserStage):
     """Stable-Diffusion-type pipeline: eps prediction, text encoder trained along."""
 
-    name, busiest = "unet", "unet"
+    name, busiest, steps = "unet", "unet", 11_000
 
     def build(self) -> Any:
         """See DenoiserStage."""
@@ -239,7 +239,7 @@ class UNetStage(DenoiserStage):
 class DiTStage(DenoiserStage):
     """SD3-type pipeline: rectified flow, three text encoders trained along, the trained UNet as a teacher."""
 
-    name, busiest = "dit", "transformer"
+    name, busiest, steps = "dit", "transformer", 17_500
 
     def __init__(self, vae_folder: Path, work: Path, teacher: Teacher) -> None:
         """Untrained, around a trained VAE; ``teacher`` knows the velocities of the same latents."""

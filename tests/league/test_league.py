@@ -13,8 +13,8 @@ from diffalign.config import ConfigError
 from diffalign.league import play as playing
 from diffalign.league.config import Job, League, main_jobs, read_league, sweep_jobs
 from diffalign.league.page import write_page
-from diffalign.league.play import missing, play
-from diffalign.league.results import Result, choose, load_results, rows, save_result
+from diffalign.league.play import digest, missing, play
+from diffalign.league.results import Result, choose, load_results, restore, rows, save_result
 from diffalign.train.align import load_recipe
 
 FILE = """
@@ -186,6 +186,20 @@ def test_a_misspelt_method_option_is_refused(tmp_path: Path) -> None:
     (tmp_path / "league.yaml").write_text(FILE.replace("sweep:", "sweeps:"))
     with pytest.raises(ConfigError, match=r"unknown key 'methods.dpo.sweeps'; did you mean 'sweep'"):
         read_league(tmp_path / "league.yaml")
+
+
+def test_a_new_checkout_goes_on_from_what_was_published(league: League, tmp_path: Path) -> None:
+    job = next(iter(sweep_jobs(league)))
+    found = {job.name: replace(BASE, job=job.name, digest=digest(job))}
+    write_page(league, found, tmp_path / "docs")
+    published = tmp_path / "docs" / "league.json"
+    before = len(missing(league, tmp_path / "runs"))
+    assert restore(published, tmp_path / "runs") == 1
+    assert len(missing(league, tmp_path / "runs")) == before - 1
+    save_result(tmp_path / "runs" / job.name, replace(found[job.name], gain=9.0))
+    assert restore(published, tmp_path / "runs") == 0, "what is there already stays"
+    assert load_results(tmp_path / "runs")[job.name].gain == 9.0
+    assert restore(tmp_path / "nothing.json", tmp_path / "runs") == 0
 
 
 def test_results_survive_their_file(tmp_path: Path) -> None:
