@@ -177,6 +177,7 @@ class Pareto(Composite):
         for prompt in dict.fromkeys(prompts):
             rows = torch.tensor([p == prompt for p in prompts], device=table.device)
             front[rows] = -pareto_fronts(table[:, rows]).float()
+        front[table.isnan().any(0)] = torch.nan  # nothing beats NaN, so it would stand in the first front
         return {**found, self.name: front}
 
     def _detailed(

@@ -259,11 +259,7 @@ class Service:
         loop = asyncio.get_running_loop()
         while True:
             jobs = [job for job in await self._gather() if not job.done.done()]
-            try:
-                outcomes = await loop.run_in_executor(pool, self._run, jobs)
-            except Exception as error:  # a fault of one batch must not end the service
-                logger.exception("a batch of %d pictures failed", len(jobs))
-                outcomes = [failed(f"the server could not score it: {type(error).__name__}")] * len(jobs)
+            outcomes = await loop.run_in_executor(pool, self._run, jobs)
             for job, outcome in zip(jobs, outcomes, strict=True):
                 if not job.done.done():
                     job.done.set_result(outcome)
@@ -283,5 +279,12 @@ class Service:
         return jobs
 
     def _run(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """Outcomes of a batch; after a fault every picture is tried alone, as they are of several clients."""
         chunk = self.options.batch
-        return score_each(self.scorer, [j.picture for j in jobs], [j.prompt for j in jobs], chunk=chunk)
+        try:
+            return score_each(self.scorer, [j.picture for j in jobs], [j.prompt for j in jobs], chunk=chunk)
+        except Exception as error:  # a fault of one batch must not end the service
+            logger.exception("a batch of %d pictures failed", len(jobs))
+            if len(jobs) == 1:
+                return [failed(f"the server could not score it: {type(error).__name__}")]
+        return [outcome for job in jobs for outcome in self._run([job])]
