@@ -273,8 +273,9 @@ def score(
     with one_clear_line():
         specs = [f"{s}={weights}" if weights else s for s in scorer or ["pickscore"]]
         modes = {"--axioms": axioms, "--write": write, "--compare": compare}
-        given = {"scorers": len(specs), "weights": weights, "pairs": pairs, "output": output}
-        refuse_ignored(modes, **given, processes=processes)
+        refuse_ignored(
+            modes, scorers=len(specs), weights=weights, pairs=pairs, output=output, processes=processes
+        )
         if axioms:
             set_up_logging()
             lines = score_axioms(images, specs, prompt=prompt, pairs=pairs, output=output)

@@ -12,6 +12,7 @@ import hmac
 import ipaddress
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -81,13 +82,19 @@ def serve(scorer: Scorer, options: ServerOptions | None = None) -> None:
 
     Raises:
         ModuleNotFoundError: the extra ``server`` is not installed.
+        OSError: the address cannot be had, for example because another server has the port.
         ValueError: the scorer cannot be served.
     """
     options = options or ServerOptions()
     app = make_app(scorer, options)
     import uvicorn
 
-    uvicorn.run(app, host=options.host, port=options.port, log_level="warning", timeout_keep_alive=30)
+    host, family = options.host.strip("[]"), socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    # Bound here, as uvicorn would end the process by a code of its own where the port is taken.
+    with socket.create_server((host, options.port), family=family) as listening:
+        config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=30)
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listening])
 
 
 def make_app(scorer: Scorer, options: ServerOptions | None = None) -> FastAPI:

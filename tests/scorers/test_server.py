@@ -29,7 +29,7 @@ from scorers.base import ScorerBase
 from scorers.client import ClientOptions, RemoteError, RemoteScorer
 from scorers.each import Outcome, score_each
 from scorers.protocol import Details
-from scorers.server import ServerOptions, is_loopback, make_app
+from scorers.server import ServerOptions, is_loopback, make_app, serve
 from scorers.wire import NPZ, SAFETENSORS, Limits, TooLargeError, decode, encode, encode_npz
 
 LIMITS = Limits(body=200_000, items=8, pixels=64 * 64, prompt=100)
@@ -287,3 +287,10 @@ def test_formats_that_run_other_programs_are_not_opened() -> None:
     (found,), _ = decode(encode_npz([encoded("EPS", (4, 4))], ["a"]), NPZ, Limits())
     assert isinstance(found, Outcome)
     assert "no picture in a known format" in found.status
+
+
+def test_a_taken_port_is_an_error_of_its_own() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"[Aa]ddress already in use.*{port}"):
+            serve(Bright(), ServerOptions(port=port))
