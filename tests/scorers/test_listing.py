@@ -50,3 +50,9 @@ def test_a_missing_package_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> No
     assert found[0].problem == "No module named 'nowhere'"
     assert lines(found)[0][-1] == "No module named 'nowhere'"
     assert len(found) == 2
+
+
+def test_the_page_names_every_scorer() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "scorers.md").read_text()
+    missing = [n for n in catalogue.names() if not n.startswith("shapes-") and f"`{n}`" not in page]
+    assert not missing, f"docs/scorers.md lacks {missing}"
