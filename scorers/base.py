@@ -11,6 +11,7 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
+from scorers.gather import either, gather
 from scorers.images import ImageLike, to_tensors
 from scorers.preprocess import Mode, Transform
 from scorers.protocol import Details, Kind, Need, PairOutput, ScoreOutput, Space
@@ -98,13 +99,13 @@ class ScorerBase(nn.Module):
         flat, groups = _ungrouped(images)
         pictures = to_tensors(flat, value_range)
         if cross:
-            return self._output(_gather(self._crossed(pictures, _listed(prompts), chunk)), groups)
+            return self._output(gather(self._crossed(pictures, _listed(prompts), chunk)), groups)
         if groups is None:
             texts = broadcast(prompts, len(pictures), needed=needed)
         else:
             each = broadcast(prompts, groups[-1] + 1, needed=needed, what="groups")
             texts = [each[group] for group in groups]
-        return self._output(_gather(self._detailed(pictures, texts, chunk)), groups)
+        return self._output(gather(self._detailed(pictures, texts, chunk)), groups)
 
     def compare(
         self,
@@ -133,7 +134,7 @@ class ScorerBase(nn.Module):
         threshold = self.tie_threshold
         tie = None if threshold is None else ((2 * prob - 1).abs() <= threshold).float()
         return PairOutput(
-            logit=logit, prob=prob, tie_prob=tie, status=_both(a.status, b.status), meta=self.describe()
+            logit=logit, prob=prob, tie_prob=tie, status=either(a.status, b.status), meta=self.describe()
         )
 
     def with_preprocess(self, mode: Mode) -> Self:
@@ -261,52 +262,3 @@ def _listed(prompts: str | Sequence[str] | None) -> list[str]:
         raise ValueError("cross=True scores every picture with every prompt: give at least one prompt")
     refuse_empty(texts)
     return texts
-
-
-def _gather(parts: Iterator[tuple[list[int], Details]]) -> Details:
-    """Put the chunks together again, in the order of the pictures, on the CPU.
-
-    A chunk may lack what others have (a server that gave it no score at all): NaN stands there.
-    """
-    found = list(parts)
-    order = [i for rows, _ in found for i in rows]
-    pieces = [details for _, details in found]
-    names = dict.fromkeys(name for d in pieces for name in d.dims)
-    status = [word for d in pieces for word in d.status or ["ok"] * len(d.score)]
-    return Details(
-        score=_placed([d.score for d in pieces], order),
-        dims={name: _placed([_there(d.dims.get(name), d) for d in pieces], order) for name in names},
-        raw=_optional([d.raw for d in pieces], pieces, order),
-        std=_optional([d.std for d in pieces], pieces, order),
-        status=_ordered(status, order) if any(d.status for d in pieces) else None,
-    )
-
-
-def _both(a: Sequence[str] | None, b: Sequence[str] | None) -> tuple[str, ...] | None:
-    """What went wrong with either side of pairs."""
-    if a is None or b is None:
-        return None
-    return tuple(x if x != "ok" else y for x, y in zip(a, b, strict=True))
-
-
-def _there(part: Tensor | None, of: Details) -> Tensor:
-    return torch.full_like(of.score, torch.nan) if part is None else part
-
-
-def _optional(
-    parts: Sequence[Tensor | None], pieces: Sequence[Details], order: Sequence[int]
-) -> Tensor | None:
-    if all(part is None for part in parts):
-        return None
-    return _placed([_there(part, d) for part, d in zip(parts, pieces, strict=True)], order)
-
-
-def _ordered(words: Sequence[str], order: Sequence[int]) -> list[str]:
-    return [word for _, word in sorted(zip(order, words, strict=True))]
-
-
-def _placed(parts: Sequence[Tensor], order: Sequence[int]) -> Tensor:
-    rows = torch.cat(list(parts)).float().cpu()
-    out = torch.empty_like(rows)
-    out[torch.tensor(order)] = rows
-    return out
