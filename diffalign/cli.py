@@ -268,23 +268,27 @@ def score(
     """
     from diffalign.label.at_scale import compare_paths, score_to_file
     from diffalign.label.axioms_command import score_axioms
-    from diffalign.label.command import score_pictures, write_labels
+    from diffalign.label.command import refuse_ignored, score_pictures, write_labels
 
     with one_clear_line():
         specs = [f"{s}={weights}" if weights else s for s in scorer or ["pickscore"]]
+        modes = {"--axioms": axioms, "--write": write, "--compare": compare}
+        refuse_ignored(
+            modes, scorers=len(specs), weights=weights, pairs=pairs, output=output, processes=processes
+        )
         if axioms:
             set_up_logging()
-            lines = score_axioms(images, specs, prompt=prompt, pairs=pairs, write_too=write, output=output)
+            lines = score_axioms(images, specs, prompt=prompt, pairs=pairs, output=output)
         elif write:
             set_up_logging()
-            lines = write_labels(images, specs, prompt, weights, pairs, output)
+            lines = write_labels(images, specs, prompt, pairs, output)
         elif compare:
             lines = compare_paths(images, specs, prompt, batch=batch, workers=workers)
         elif output is not None:
             size = {"processes": processes, "batch": batch, "workers": workers}
             lines = [score_to_file(images, specs, prompt, output, **size)]
         else:
-            lines = score_pictures(images, specs, prompt, pairs, output)
+            lines = score_pictures(images, specs, prompt)
         typer.echo("\n".join(lines))
 
 

@@ -93,6 +93,7 @@ def bench_score(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
     images: Annotated[int, typer.Option(min=1, help="pictures of a round")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="pictures at once")] = 32,
+    workers: Annotated[int, typer.Option(min=1, help="threads that decode ahead")] = 2,
     rounds: Annotated[int, typer.Option(min=1, help="rounds, whose median counts")] = 3,
 ) -> None:
     """Print images/s of a scorer with random weights, beside the usual loop with the same weights.
@@ -106,6 +107,6 @@ def bench_score(
     from diffalign.policy.precision import best_device
 
     with one_clear_line():
-        options = BenchOptions(images=images, batch=batch, rounds=rounds)
+        options = BenchOptions(images=images, batch=batch, workers=workers, rounds=rounds)
         for line in run(architecture, device or best_device(), dtype, options):
             typer.echo(line)

@@ -82,7 +82,7 @@ def inversion_macro(prob_0: Tensor, label_0: Tensor, groups: Sequence[Hashable])
 
 
 def calibration_error(prob_0: Tensor, label_0: Tensor, bins: int = BINS) -> float:
-    """Expected calibration error of a pair's odds, in [0, 0.5].
+    """Expected calibration error of a pair's odds, in [0, 1].
 
     The confidence max(p, 1 - p) in [0.5, 1] is cut into equal bins; in each, the mean confidence is held
     against the mean label of the picture that was predicted (arXiv:1706.04599, equation 3). A tie is half

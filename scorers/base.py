@@ -11,6 +11,7 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
+from scorers.gather import either, gather
 from scorers.images import ImageLike, to_tensors
 from scorers.preprocess import Mode, Transform
 from scorers.protocol import Details, Kind, Need, PairOutput, ScoreOutput, Space
@@ -98,13 +99,13 @@ class ScorerBase(nn.Module):
         flat, groups = _ungrouped(images)
         pictures = to_tensors(flat, value_range)
         if cross:
-            return self._output(_gather(self._crossed(pictures, _listed(prompts), chunk)), groups)
+            return self._output(gather(self._crossed(pictures, _listed(prompts), chunk)), groups)
         if groups is None:
             texts = broadcast(prompts, len(pictures), needed=needed)
         else:
             each = broadcast(prompts, groups[-1] + 1, needed=needed, what="groups")
             texts = [each[group] for group in groups]
-        return self._output(_gather(self._detailed(pictures, texts, chunk)), groups)
+        return self._output(gather(self._detailed(pictures, texts, chunk)), groups)
 
     def compare(
         self,
@@ -132,7 +133,9 @@ class ScorerBase(nn.Module):
         prob = logit.sigmoid()
         threshold = self.tie_threshold
         tie = None if threshold is None else ((2 * prob - 1).abs() <= threshold).float()
-        return PairOutput(logit=logit, prob=prob, tie_prob=tie, meta=self.describe())
+        return PairOutput(
+            logit=logit, prob=prob, tie_prob=tie, status=either(a.status, b.status), meta=self.describe()
+        )
 
     def with_preprocess(self, mode: Mode) -> Self:
         """Choose how pictures are resized, ``"tensor"`` or ``"exact"`` (see Transform); returns the scorer.
@@ -259,30 +262,3 @@ def _listed(prompts: str | Sequence[str] | None) -> list[str]:
         raise ValueError("cross=True scores every picture with every prompt: give at least one prompt")
     refuse_empty(texts)
     return texts
-
-
-def _gather(parts: Iterator[tuple[list[int], Details]]) -> Details:
-    """Put the chunks together again, in the order of the pictures, on the CPU."""
-    found = list(parts)
-    order = [i for rows, _ in found for i in rows]
-    pieces = [details for _, details in found]
-    status = [word for d in pieces for word in d.status or ()]
-    return Details(
-        score=_placed([d.score for d in pieces], order),
-        dims={name: _placed([d.dims[name] for d in pieces], order) for name in pieces[0].dims},
-        raw=_optional([d.raw for d in pieces], order),
-        std=_optional([d.std for d in pieces], order),
-        status=[word for _, word in sorted(zip(order, status, strict=True))] if status else None,
-    )
-
-
-def _optional(parts: Sequence[Tensor | None], order: Sequence[int]) -> Tensor | None:
-    given = [part for part in parts if part is not None]
-    return _placed(given, order) if given else None
-
-
-def _placed(parts: Sequence[Tensor], order: Sequence[int]) -> Tensor:
-    rows = torch.cat(list(parts)).float().cpu()
-    out = torch.empty_like(rows)
-    out[torch.tensor(order)] = rows
-    return out

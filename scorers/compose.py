@@ -158,6 +158,7 @@ class Pareto(Composite):
     name = "pareto"
     range = (-math.inf, -1.0)
     kind: Kind = "groupwise"
+    differentiable = False
 
     def __init__(
         self, parts: Mapping[str, Scorer], normalise: Mapping[str, Normaliser] | None = None
@@ -165,7 +166,7 @@ class Pareto(Composite):
         """See the class."""
         super().__init__(parts, normalise)
         self.needs = self.needs | frozenset[Need]({"group"})
-        self.differentiable = False
+        self.differentiable = False  # whatever the parts are
 
     def score_dims(self, x01: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """See Composite; fronts are those of the pictures of this batch that have one prompt."""
@@ -177,6 +178,7 @@ class Pareto(Composite):
         for prompt in dict.fromkeys(prompts):
             rows = torch.tensor([p == prompt for p in prompts], device=table.device)
             front[rows] = -pareto_fronts(table[:, rows]).float()
+        front[table.isnan().any(0)] = torch.nan  # nothing beats NaN, so it would stand in the first front
         return {**found, self.name: front}
 
     def _detailed(

@@ -127,8 +127,13 @@ def _outcomes(details: Details) -> list[Outcome]:
             continue
         rows.append(
             Outcome(
-                score=value, status=word, raw=None if raw is None else raw[i],
-                std=None if std is None else std[i], dims={k: v[i] for k, v in dims.items()},
+                score=value, status=word, raw=_known(raw, i), std=_known(std, i),
+                dims={k: v[i] for k, v in dims.items() if math.isfinite(v[i])},
             )
         )  # fmt: skip
     return rows
+
+
+def _known(values: Sequence[float] | None, i: int) -> float | None:
+    """A number that JSON can hold, or None."""
+    return values[i] if values is not None and math.isfinite(values[i]) else None

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scorers.clip_hf import restore_positions
 from scorers.loading import build, read_state
 from scorers.preprocess import CLIP_MEAN, CLIP_STD
 
@@ -96,7 +97,7 @@ class Embedder(nn.Module):
             if not k.endswith("position_ids")
         }
         model = build(make, state, where=folder)
-        _restore_positions(model)
+        restore_positions(model)
         side = int(getattr(config, "vision_config", config).image_size)
         about = f"{kind} {getattr(config, '_name_or_path', '') or folder.name}"
         return cls(model.to(dtype), Crop.load(folder, kind, 224 if kind == "dinov2" else side), about)
@@ -126,14 +127,6 @@ def _builder(config: Any, kind: str, folder: Path) -> tuple[Any, str]:
     if kind == "clip_vision_model":
         return lambda: transformers.CLIPVisionModelWithProjection(config), ""
     raise ValueError(f"{folder} holds a {kind} model; embeddings come from dinov2, clip or clip_vision_model")
-
-
-def _restore_positions(model: nn.Module) -> None:
-    """Fill the position numbers, which are no weights and so are not in the file."""
-    for module in model.modules():
-        positions = getattr(module, "position_ids", None)
-        if isinstance(positions, Tensor):
-            module.position_ids = torch.arange(positions.shape[-1])[None]
 
 
 def _side(given: Any, default: int) -> int:

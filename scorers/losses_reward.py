@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scorers.losses import pair_cross_entropy
+
 
 def imagereward_loss(score_0: Tensor, score_1: Tensor, label_0: Tensor) -> Tensor:
     """Bradley-Terry cross-entropy of pairs, mean over them (ImageReward, arXiv:2304.05977, eq. 1).
@@ -20,12 +22,6 @@ def imagereward_loss(score_0: Tensor, score_1: Tensor, label_0: Tensor) -> Tenso
             1 everywhere: pairs are sorted by rank, equal ranks are left out (see ``ordered_pairs``).
     """
     return pair_cross_entropy(score_0 - score_1, label_0).mean()
-
-
-def pair_cross_entropy(logit: Tensor, label_0: Tensor) -> Tensor:
-    """(B,) cross-entropy between sigmoid(logit (B,)) and the probabilities ``label_0`` (B,), per pair."""
-    label = label_0.to(logit.dtype)
-    return -(label * F.logsigmoid(logit) + (1 - label) * F.logsigmoid(-logit))
 
 
 def ordered_pairs(ranks: Sequence[float]) -> Tensor:

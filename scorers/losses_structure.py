@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scorers.losses import pickscore_loss
-from scorers.losses_reward import pair_cross_entropy
+from scorers.losses import pair_cross_entropy, pickscore_loss
 
 
 def gpm_score(a: Tensor, b: Tensor, gate: Tensor | None = None) -> Tensor:

@@ -79,6 +79,7 @@ def convert_pickled_module(source: str | Path, target: str | Path) -> Path:
     Example: ``convert_pickled_module("MPS_overall_checkpoint.pth", "mps.safetensors")``.
 
     Raises:
+        FileExistsError: there is something at the target.
         ValueError: see ``read_pickled_module``, or the target is no ``.safetensors`` file.
     """
     from safetensors.torch import save_file
@@ -86,6 +87,8 @@ def convert_pickled_module(source: str | Path, target: str | Path) -> Path:
     target = Path(target)
     if target.suffix != ".safetensors":
         raise ValueError(f"the target must be a .safetensors file, not {target}")
+    if target.exists():
+        raise FileExistsError(f"{target} exists and is not overwritten: name another file")
     state = read_pickled_module(Path(source))
     target.parent.mkdir(parents=True, exist_ok=True)
     save_file(

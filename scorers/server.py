@@ -12,6 +12,7 @@ import hmac
 import ipaddress
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -81,13 +82,19 @@ def serve(scorer: Scorer, options: ServerOptions | None = None) -> None:
 
     Raises:
         ModuleNotFoundError: the extra ``server`` is not installed.
+        OSError: the address cannot be had, for example because another server has the port.
         ValueError: the scorer cannot be served.
     """
     options = options or ServerOptions()
     app = make_app(scorer, options)
     import uvicorn
 
-    uvicorn.run(app, host=options.host, port=options.port, log_level="warning", timeout_keep_alive=30)
+    host, family = options.host.strip("[]"), socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    # Bound here, as uvicorn would end the process by a code of its own where the port is taken.
+    with socket.create_server((host, options.port), family=family) as listening:
+        config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=30)
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listening])
 
 
 def make_app(scorer: Scorer, options: ServerOptions | None = None) -> FastAPI:
@@ -259,11 +266,7 @@ class Service:
         loop = asyncio.get_running_loop()
         while True:
             jobs = [job for job in await self._gather() if not job.done.done()]
-            try:
-                outcomes = await loop.run_in_executor(pool, self._run, jobs)
-            except Exception as error:  # a fault of one batch must not end the service
-                logger.exception("a batch of %d pictures failed", len(jobs))
-                outcomes = [failed(f"the server could not score it: {type(error).__name__}")] * len(jobs)
+            outcomes = await loop.run_in_executor(pool, self._run, jobs)
             for job, outcome in zip(jobs, outcomes, strict=True):
                 if not job.done.done():
                     job.done.set_result(outcome)
@@ -283,5 +286,12 @@ class Service:
         return jobs
 
     def _run(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """Outcomes of a batch; after a fault every picture is tried alone, as they are of several clients."""
         chunk = self.options.batch
-        return score_each(self.scorer, [j.picture for j in jobs], [j.prompt for j in jobs], chunk=chunk)
+        try:
+            return score_each(self.scorer, [j.picture for j in jobs], [j.prompt for j in jobs], chunk=chunk)
+        except Exception as error:  # a fault of one batch must not end the service
+            logger.exception("a batch of %d pictures failed", len(jobs))
+            if len(jobs) == 1:
+                return [failed(f"the server could not score it: {type(error).__name__}")]
+        return [outcome for job in jobs for outcome in self._run([job])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import zipfile
@@ -19,6 +20,8 @@ from scorers.images import to_tensor
 
 SAFETENSORS = "application/x-safetensors"
 NPZ = "application/x-npz"
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""Encoded pictures that a server opens; Pillow knows more, some of which run other programs (EPS)."""
 
 
 class WireError(ValueError):
@@ -83,6 +86,7 @@ def decode(body: bytes, kind: str, limits: Limits) -> tuple[list[Tensor | Outcom
         raise WireError(
             f"{len(prompts)} prompts but {len(tensors)} arrays; send image.0, image.1, ... with a prompt each"
         )
+    _check_unpacked(tensors, limits)
     return [_picture(tensors[f"image.{i}"], i, limits) for i in range(len(prompts))], prompts
 
 
@@ -142,11 +146,28 @@ def _picture(tensor: Tensor, i: int, limits: Limits) -> Tensor | Outcome:
         return failed(error)
 
 
+def _check_unpacked(tensors: Mapping[str, Tensor], limits: Limits) -> None:
+    """Many small files of one colour each would unpack to more than the memory.
+
+    Raises:
+        TooLargeError: over the limit of the body, at three bytes a pixel.
+    """
+    size = 0
+    for i in range(len(tensors)):
+        tensor = tensors[f"image.{i}"]
+        if tensor.ndim == 1 and tensor.dtype == torch.uint8:
+            with contextlib.suppress(ValueError):  # no picture: said beside its place later
+                height, width = _header(tensor.numpy().tobytes(), i)
+                size += 3 * height * width if height * width <= limits.pixels else 0
+    if size > limits.body:
+        raise TooLargeError(f"the pictures unpack to {size} bytes; at most {limits.body} are taken")
+
+
 def _header(data: bytes, i: int) -> tuple[int, int]:
-    """Size of an encoded picture, before it is unpacked."""
+    """Height and width of an encoded picture, before it is unpacked."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.size
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.height, image.width
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"image {i} is no picture in a known format ({error})") from None
 

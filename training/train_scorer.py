@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from diffalign.cli import one_clear_line
 from diffalign.label.train import train_on
 
 
@@ -28,9 +29,10 @@ def main(
 ) -> None:
     """Train on 80 % of the prompts, choose on 10 %, report the accuracy on the other 10 %."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    found = train_on(
-        data, scorer, weights, out, changes or [], format=format, dims=dim or [], precision=precision
-    )
+    with one_clear_line():
+        found = train_on(
+            data, scorer, weights, out, changes or [], format=format, dims=dim or [], precision=precision
+        )
     typer.echo(json.dumps(found["held_out"], indent=2))
 
 

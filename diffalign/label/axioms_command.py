@@ -23,7 +23,6 @@ def score_axioms(
     *,
     prompt: str | None = None,
     pairs: str | None = None,
-    write_too: bool = False,
     output: Path | None = None,
 ) -> list[str]:
     """What ``diffalign score --axioms`` prints: a line for each scorer, its share for each axiom.
@@ -33,15 +32,14 @@ def score_axioms(
         specs: scorers, ``name`` or ``name=weights``.
         prompt: must be None, as data bring their own prompts.
         pairs: must be None, as axioms make pairs of their own.
-        write_too: must be False: ``--write`` is another command.
         output: new folder that gets the comparisons as training pairs; None writes none.
 
     Raises:
         ValueError: an option that does not go with --axioms, not exactly one data set, or wrong options.
         FileExistsError: there is something at ``output``.
     """
-    if prompt is not None or pairs is not None or write_too:
-        raise ValueError("--axioms takes neither --prompt nor --pairs nor --write; name a data set")
+    if prompt is not None or pairs is not None:
+        raise ValueError("--axioms takes neither --prompt nor --pairs; name a data set")
     changes = [a for a in arguments if "=" in a and not Path(a).exists()]
     paths = [_found(a) for a in arguments if a not in changes]
     if len(paths) != 1:

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from diffalign.data.records import DataError
+from scorers import compose
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,14 +76,7 @@ def pareto_fronts(scores: Array) -> NDArray[np.int64]:
     Args:
         scores: (K, n). One image is better than another where no scorer puts it lower and one puts it higher.
     """
-    a, b = scores[:, :, None], scores[:, None, :]
-    better = np.logical_and((a >= b).all(0), (a > b).any(0))  # (n, n), row beats column
-    fronts = np.zeros(scores.shape[1], dtype=np.int64)
-    front = 0
-    while (fronts == 0).any():
-        front += 1
-        left = fronts == 0
-        fronts[left & ~better[left].any(0)] = front
+    fronts: NDArray[np.int64] = compose.pareto_fronts(torch.from_numpy(np.ascontiguousarray(scores))).numpy()
     return fronts
 
 

@@ -112,9 +112,12 @@ def score_many(
         FileExistsError: the output exists (of several processes none raises: another may have written it).
         DataError: another ending, or parts of other pictures or scorers.
         BlockingIOError: another process has the same share.
+        ModuleNotFoundError: a parquet file is asked for and pyarrow is not installed.
     """
     if output.suffix not in (".jsonl", ".parquet"):
         raise DataError(f"{output}: the output must end in .jsonl or .parquet")
+    if output.suffix == ".parquet":
+        parquet()  # what is missing must show before hours of work
     share, start = share or Share.of_environment(), time.perf_counter()
     mine = [items[i] for i in share.of(len(items))]
     if output.exists():
@@ -180,9 +183,14 @@ class Parts:
 
     def finish(self, items: Sequence[Picture], output: Path) -> Path | None:
         """Write the output if every picture has its row; None if not. Processes do it one after another."""
-        with open(self.folder / "plan") as plan:
-            _lock(plan, wait=True)
-            return output if output.exists() else self._finish(items, output)
+        try:
+            with open(self.folder / "plan") as plan:
+                _lock(plan, wait=True)
+                return output if output.exists() else self._finish(items, output)
+        except FileNotFoundError:
+            if output.exists():  # another process saw our last row, wrote the output and deleted the parts
+                return output
+            raise
 
     def _finish(self, items: Sequence[Picture], output: Path) -> Path | None:
         found = {row["key"]: row for row in self.rows()}

@@ -175,7 +175,12 @@ def four_tastes(plan: TablePlan) -> tuple[list[Row], list[list[float]]]:
         for name in TASTES
     ]
     rows = [
-        Row(scorer="MPS type", what=f"condition {name!r}", found=grid[i][i], ceiling=data[name].ceiling)
+        Row(
+            scorer="MPS type",
+            what=f"condition {name!r}, whose words the picture reads too",
+            found=grid[i][i],
+            ceiling=data[name].ceiling,
+        )
         for i, name in enumerate(TASTES)
     ]
     return rows, [[found.decided for found in line] for line in grid]

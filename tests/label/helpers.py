@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from scorers.base import ScorerBase
+from scorers.protocol import Details
 
 
 class Channel(ScorerBase):
@@ -54,3 +55,18 @@ class Broken(Channel):
 
     def score_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
         return torch.full((len(x01),), torch.nan)
+
+
+class Blind(Channel):
+    """Needs no prompt, and says why it has no score."""
+
+    needs = frozenset()
+
+    def details(self, x01: Tensor, prompts: Sequence[str]) -> Details:
+        return Details(score=torch.full((len(x01),), torch.nan), status=["too dark"] * len(x01))
+
+
+class Pairwise(Channel):
+    """Has no score of a single picture."""
+
+    kind = "pairwise"

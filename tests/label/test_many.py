@@ -16,7 +16,7 @@ from torch import Tensor
 from diffalign.data.records import DataError
 from diffalign.label.compare import compare_folders
 from diffalign.label.judges import Judge
-from diffalign.label.many import Share, score_many
+from diffalign.label.many import Parts, Share, _plan, score_many
 from diffalign.label.pictures import Picture, pictures
 from scorers.base import ScorerBase
 
@@ -258,3 +258,13 @@ def test_commands_say_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         at_scale.compare_paths([str(a)], ["grey"], None)
     with pytest.raises(FileExistsError, match="not overwritten"):
         at_scale.score_to_file([str(a)], ["grey"], None, tmp_path / "out.jsonl", processes=2)
+
+
+def test_a_process_that_finds_the_parts_gone_is_done(tmp_path: Path) -> None:
+    items, out = pictures([folder(tmp_path / "a", 4)]), tmp_path / "out.jsonl"
+    slow = Parts(tmp_path / "out.jsonl.parts", _plan(items, [judge()]))
+    score_many(items, [judge()], out)  # writes the output and deletes the parts
+    assert slow.finish(items, out) == out
+    out.unlink()
+    with pytest.raises(FileNotFoundError):
+        slow.finish(items, out)

@@ -284,6 +284,13 @@ def test_the_command_writes_and_says_where(tmp_path: Path) -> None:
     [
         (["x.png", "--scorer", f"{HERE}:Red"], "--prompt"),
         (["x.png", "--prompt", "x", "--pairs", "best_worst"], "add --write"),
+        (["x.png", "--prompt", "x", "--pairs", "best_worst", "--output", "o.jsonl"], "add --write"),
+        (["a", "b", "--compare", "--output", "o.jsonl"], "writes nothing"),
+        (["a", "b", "--compare", "--write"], "--write and --compare are different commands"),
+        (["data", "--axioms", "--write"], "--axioms and --write are different commands"),
+        (["x.png", "--prompt", "x", "--processes", "2"], "give --output"),
+        (["x.png", "--prompt", "x", "--scorer", "a", "--scorer", "b", "--weights", "w"], "name=weights"),
+        (["x.png", "--prompt", "x", "--scorer", f"{HERE}:Pairwise"], "has no score of one"),
         (["data", "--write", "--prompt", "x"], "have their own prompts"),
         (["data", "--write", "--scorer", "a", "--scorer", "b", "--weights", "w"], "name=weights"),
         (["siblings=prompt", "--write"], "name a data set"),
@@ -297,6 +304,14 @@ def test_wrong_use_is_one_clear_line(arguments: list[str], message: str) -> None
     assert result.exit_code == 2, result.output
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
+
+
+def test_a_scorer_without_prompt_needs_none_and_says_why_it_has_no_score(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(flat(255, 51).read())
+    arguments = ["score", str(tmp_path / "a.png"), "--scorer", f"{HERE}:Blind"]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert result.output == f"too dark\t{tmp_path / 'a.png'}\n"
 
 
 def test_pictures_are_scored_by_several_scorers(tmp_path: Path) -> None:

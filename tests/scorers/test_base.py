@@ -163,3 +163,28 @@ def test_units_of_pickscore(scorer: PickScore) -> None:
 def test_special_tokens_in_prompts_are_refused(scorer: PickScore) -> None:
     with pytest.raises(ValueError, match=r"prompt 1 holds the special token '<\|endoftext\|>'"):
         scorer(torch.rand(2, 3, 32, 32), ["a cat", "a cat<|endoftext|> and a dog"])
+
+
+class Flickering(Colours):
+    """Says nothing but a status of dark pictures, as a server that fails does."""
+
+    def details(self, x01: Tensor, prompts: Sequence[str]) -> Details:
+        score = self.score_tensor(x01, prompts)
+        if not score.any():
+            return Details(score=score * torch.nan, status=["failed"] * len(score))
+        return Details(score=score, dims={"red": score}, raw=-score, std=2 * score)
+
+
+def test_a_chunk_that_failed_does_not_take_the_others_with_it() -> None:
+    found = Flickering()(flat(0.5, 0.0, 0.25), "ab", chunk=1)
+    assert found.status == ("ok", "failed", "ok")
+    for value, factor in ((found.score, 1), (found.dims["red"], 1), (found.raw, -1), (found.std, 2)):
+        assert value is not None
+        assert value[[0, 2]].tolist() == [factor, factor * 0.5]
+        assert value[1].isnan()
+
+
+def test_compare_says_what_went_wrong_on_either_side() -> None:
+    found = Doubtful().compare(flat(0.5, 0.0, 0.5), flat(0.5, 0.5, 0.0), "ab")
+    assert found.status == ("ok", "dark", "dark")
+    assert Colours().compare(flat(0.5), flat(0.5), "ab").status is None

@@ -114,6 +114,18 @@ def test_fronts_are_those_of_a_prompt() -> None:
     assert again.tolist() == found["pareto"][order].tolist()
 
 
+def test_a_picture_without_a_score_is_in_no_front() -> None:
+    class Blind(Green):
+        def score_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
+            score = super().score_tensor(x01, prompts)
+            return score.masked_fill(score == 0, torch.nan)
+
+    x = plain((0.9, 0.1, 0), (0.5, 0.05, 0), (0.1, 0, 0))
+    found = Pareto({"r": Red(), "g": Blind()}).score_tensor(x, ["a"] * 3)
+    assert found[:2].tolist() == [-1, -2]
+    assert found[2].isnan()
+
+
 def test_loads_from_json(tmp_path: Path) -> None:
     part = "tests.scorers.test_compose"
     recipe = {

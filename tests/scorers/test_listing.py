@@ -32,6 +32,7 @@ def test_patterns_gradients_and_presence(tmp_path: Path, monkeypatch: pytest.Mon
     assert found == {"hpsv2": True, "hpsv2.1": False}
     assert [one.name for one in list_scorers("jpeg", differentiable=True)] == []
     assert [one.name for one in list_scorers("jpeg", differentiable=False)] == ["jpeg"]
+    assert [one.name for one in list_scorers("pareto", differentiable=True)] == []
     first, second = lines(list_scorers("hpsv2*"))
     assert first[-1].startswith("present: HPS_v2_compressed.pt")
     assert second[-1].startswith(f"not in ${WEIGHTS_VARIABLE}/hpsv2.1")

@@ -73,3 +73,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         read_pickled_module(tmp_path / "c.pth")
     with pytest.raises(ValueError, match=r"must be a \.safetensors file"):
         convert_pickled_module(tmp_path / "a.pth", tmp_path / "a.bin")
+    (tmp_path / "b.safetensors").write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match="not overwritten"):
+        convert_pickled_module(tmp_path / "a.pth", tmp_path / "b.safetensors")
+    assert (tmp_path / "b.safetensors").read_bytes() == b"mine"

@@ -27,8 +27,10 @@ from torch import Tensor
 
 from scorers.base import ScorerBase
 from scorers.client import ClientOptions, RemoteError, RemoteScorer
-from scorers.server import ServerOptions, is_loopback, make_app
-from scorers.wire import NPZ, SAFETENSORS, Limits, encode, encode_npz
+from scorers.each import Outcome, score_each
+from scorers.protocol import Details
+from scorers.server import ServerOptions, is_loopback, make_app, serve
+from scorers.wire import NPZ, SAFETENSORS, Limits, TooLargeError, decode, encode, encode_npz
 
 LIMITS = Limits(body=200_000, items=8, pixels=64 * 64, prompt=100)
 
@@ -245,3 +247,50 @@ def test_the_client_goes_on_after_the_server_was_killed() -> None:
         for process in (first, *second):
             process.kill()
             process.wait()
+
+
+def test_a_fault_spoils_no_other_picture(url: str) -> None:
+    status, answer = post(url, encode([torch.zeros(3, 2, 2)] * 3, ["a", "broken", "ab"]))
+    assert status == 200
+    assert [o["score"] for o in answer["outcomes"]] == [1.0, None, 2.0]
+
+
+def test_what_json_cannot_hold_is_left_out() -> None:
+    class Doubtful(Bright):
+        def details(self, x01: Tensor, prompts: Sequence[str]) -> Details:
+            nan = torch.full((len(x01),), torch.nan)
+            return Details(score=torch.ones(len(x01)), std=nan, dims={"a": nan})
+
+    (found,) = score_each(Doubtful(), [torch.zeros(3, 2, 2)], ["p"])
+    assert json.loads(json.dumps(found.row(), allow_nan=False)) == {"score": 1.0, "status": "ok"}
+
+
+def encoded(kind: str, size: tuple[int, int]) -> np.ndarray[Any, Any]:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", size).save(buffer, kind)
+    return np.frombuffer(buffer.getvalue(), dtype=np.uint8)
+
+
+def test_encoded_pictures_count_by_what_they_unpack_to() -> None:
+    limits = Limits(body=3 * 2 * 64 * 64, pixels=64 * 64)
+    files = [encoded("PNG", (64, 64))] * 3
+    assert sum(f.size for f in files) < limits.body
+    with pytest.raises(TooLargeError, match="unpack to 36864 bytes; at most 24576"):
+        decode(encode_npz(files, ["a"] * 3), NPZ, limits)
+    pictures, _ = decode(encode_npz(files[:2], ["a"] * 2), NPZ, limits)
+    assert all(isinstance(p, Tensor) for p in pictures)
+
+
+def test_formats_that_run_other_programs_are_not_opened() -> None:
+    (found,), _ = decode(encode_npz([encoded("EPS", (4, 4))], ["a"]), NPZ, Limits())
+    assert isinstance(found, Outcome)
+    assert "no picture in a known format" in found.status
+
+
+def test_a_taken_port_is_an_error_of_its_own() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"[Aa]ddress already in use.*{port}"):
+            serve(Bright(), ServerOptions(port=port))
