@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,17 +52,22 @@ class Composite(ScorerBase):
         self.differentiable = all(p.differentiable for p in parts.values())
         self.eval().requires_grad_(False)
 
-    def combine(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """(B,) joint score of (B,) normalised scores by part."""
-        raise NotImplementedError
+    @abstractmethod
+    def combine(self, scores: Mapping[str, Tensor], prompts: Sequence[str]) -> Tensor:
+        """(B,) joint score of (B,) normalised scores by part, of pictures for B prompts."""
 
     def score_dims(self, x01: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """The joint score and, beside it, each part normalised: (B,) float32 each."""
+        scores = self.score_parts(x01, prompts)
+        return {self.name: self.combine(scores, prompts), **scores}
+
+    def score_parts(self, x01: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """(B,) float32 normalised scores by part."""
         scores = {}
         for name, part in self.parts.items():
             score = part.score_tensor(x01, prompts).float().to(x01.device)
             scores[name] = self.normalise[name](score if part.higher_better else -score)
-        return {self.name: self.combine(scores), **scores}
+        return scores
 
     def score_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
         """(B,) float32 joint scores; differentiable where all parts are."""
@@ -104,7 +110,7 @@ class Sum(Composite):
             )
         self.amounts = {name: (amounts or {}).get(name, 1.0) for name in parts}
 
-    def combine(self, scores: Mapping[str, Tensor]) -> Tensor:
+    def combine(self, scores: Mapping[str, Tensor], prompts: Sequence[str]) -> Tensor:
         """See Composite."""
         return torch.stack([self.amounts[name] * score for name, score in scores.items()]).sum(0)
 
@@ -131,21 +137,14 @@ class Min(Composite):
 
     name = "min"
 
-    def combine(self, scores: Mapping[str, Tensor]) -> Tensor:
+    def combine(self, scores: Mapping[str, Tensor], prompts: Sequence[str]) -> Tensor:
         """See Composite."""
         return torch.stack(list(scores.values())).amin(0)
 
     @classmethod
     def load(cls, weights: Path | None, *, device: str | torch.device, dtype: torch.dtype) -> Min:
-        """Load a minimum from json; see ``Sum.load``, without ``weight``.
-
-        Raises:
-            FileNotFoundError: no file, or weights of a part are not there.
-            ValueError: options that are not understood.
-        """
-        recipe = _read(cls.name, weights, optional=())
-        parts = {name: _load_part(name, row, weights, device, dtype) for name, row in recipe.items()}
-        return cls(parts, {name: normaliser_of(row) for name, row in recipe.items()})
+        """Load a minimum from json; see ``Sum.load``, without ``weight``."""
+        return cls(*_load_parts(cls.name, weights, device, dtype))
 
 
 @catalogue.register("pareto")
@@ -168,18 +167,15 @@ class Pareto(Composite):
         self.needs = self.needs | frozenset[Need]({"group"})
         self.differentiable = False  # whatever the parts are
 
-    def score_dims(self, x01: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """See Composite; fronts are those of the pictures of this batch that have one prompt."""
-        return self._with_fronts(super().score_dims(x01, prompts), prompts)
-
-    def _with_fronts(self, found: dict[str, Tensor], prompts: Sequence[str]) -> dict[str, Tensor]:
-        table = torch.stack([found[name] for name in self.parts])  # (K, B)
+    def combine(self, scores: Mapping[str, Tensor], prompts: Sequence[str]) -> Tensor:
+        """See Composite; fronts are those of the pictures given that have one prompt."""
+        table = torch.stack([scores[name] for name in self.parts])  # (K, B)
         front = torch.zeros(len(prompts), device=table.device)
         for prompt in dict.fromkeys(prompts):
             rows = torch.tensor([p == prompt for p in prompts], device=table.device)
             front[rows] = -pareto_fronts(table[:, rows]).float()
         front[table.isnan().any(0)] = torch.nan  # nothing beats NaN, so it would stand in the first front
-        return {**found, self.name: front}
+        return front
 
     def _detailed(
         self, pictures: Sequence[Tensor], texts: Sequence[str], chunk: int
@@ -190,26 +186,15 @@ class Pareto(Composite):
         for rows, x01 in self._stacks(pictures, chunk):
             order += rows
             with torch.no_grad():
-                pieces.append(super().score_dims(x01, [texts[i] for i in rows]))
-        joined = {name: torch.cat([p[name] for p in pieces]) for name in self.dims}
-        dims = self._with_fronts(joined, [texts[i] for i in order])
-        yield order, Details(score=dims[self.name], dims=dims)
-
-    def combine(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """(B,) zeros: a front is known only when the whole group is; see ``score_dims``."""
-        return torch.zeros_like(next(iter(scores.values())))
+                pieces.append(self.score_parts(x01, [texts[i] for i in rows]))
+        parts = {name: torch.cat([p[name] for p in pieces]) for name in self.parts}
+        front = self.combine(parts, [texts[i] for i in order])
+        yield order, Details(score=front, dims={self.name: front, **parts})
 
     @classmethod
     def load(cls, weights: Path | None, *, device: str | torch.device, dtype: torch.dtype) -> Pareto:
-        """Load from json; see ``Min.load``.
-
-        Raises:
-            FileNotFoundError: no file, or weights of a part are not there.
-            ValueError: options that are not understood.
-        """
-        recipe = _read(cls.name, weights, optional=())
-        parts = {name: _load_part(name, row, weights, device, dtype) for name, row in recipe.items()}
-        return cls(parts, {name: normaliser_of(row) for name, row in recipe.items()})
+        """Load from json; see ``Min.load``."""
+        return cls(*_load_parts(cls.name, weights, device, dtype))
 
 
 def pareto_fronts(scores: Tensor) -> Tensor:
@@ -247,6 +232,15 @@ def _read(name: str, path: Path | None, optional: Sequence[str] = ("weight",)) -
         raise ValueError(f'scorer {name!r}: {path} must hold {{"parts": {{NAME: {{options}}}}}}')
     keys = ("scorer", "weights", "zscore", "clip", *optional)
     return {n: check_options(f"{path}: part {n}", row, (), keys) for n, row in parts.items()}
+
+
+def _load_parts(
+    name: str, path: Path | None, device: str | torch.device, dtype: torch.dtype
+) -> tuple[dict[str, Scorer], dict[str, Normaliser]]:
+    """Parts and their normalisers, for compositions that weigh none."""
+    recipe = _read(name, path, optional=())
+    parts = {n: _load_part(n, row, path, device, dtype) for n, row in recipe.items()}
+    return parts, {n: normaliser_of(row) for n, row in recipe.items()}
 
 
 def _load_part(

@@ -9,29 +9,17 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from scorers.protocol import Kind, Need, Space
+from scorers.protocol import Described
 from scorers.registry import Registry
 
 
 @runtime_checkable
-class LatentScorer(Protocol):
+class LatentScorer(Described, Protocol):
     """A reward model that looks at latents inside the denoising process: any object with these attributes.
 
     Attributes mean what they mean in ``scorers.protocol.Scorer``; ``space`` is ``"latent"`` and the needs
     hold ``"timestep"``.
     """
-
-    name: str
-    version: str
-    dims: tuple[str, ...]
-    range: tuple[float, float]
-    higher_better: bool
-    needs: frozenset[Need]
-    kind: Kind
-    space: Space
-    differentiable: bool
-    licence: str
-    citation: str
 
     def score_latents(self, latents: Tensor, timesteps: Tensor, prompts: Sequence[str]) -> Tensor:
         """Score B latents: (B,) float32, differentiable in the latents; frozen, in evaluation mode.

@@ -15,9 +15,8 @@ Kind = Literal["pointwise", "pairwise", "groupwise", "set"]
 Space = Literal["pixel", "latent"]
 
 
-@runtime_checkable
-class Scorer(Protocol):
-    """A reward model: any object with these attributes. ``scorers.base.ScorerBase`` adds the conveniences."""
+class Described(Protocol):
+    """What every reward model says of itself."""
 
     name: str
     version: str
@@ -30,9 +29,14 @@ class Scorer(Protocol):
     kind: Kind
     space: Space
     differentiable: bool
-    """Whether ``score_tensor`` has a gradient with respect to the pictures."""
+    """Whether its scores have a gradient with respect to the pictures (or latents)."""
     licence: str
     citation: str
+
+
+@runtime_checkable
+class Scorer(Described, Protocol):
+    """A reward model: any object with these attributes. ``scorers.base.ScorerBase`` adds the conveniences."""
 
     def score_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
         """Score pictures (B, 3, H, W) in [0, 1], RGB, for B prompts: (B,) float32.

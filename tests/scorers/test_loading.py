@@ -105,8 +105,8 @@ def test_build_reports_every_misfit() -> None:
 
 def test_needed_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     assert need_weights("x", Path("there"), "a file") == Path("there")
-    monkeypatch.setenv("SCORERS_WEIGHTS", "/home")
+    monkeypatch.setenv("SCORERS_WEIGHTS", "rewards")
     with pytest.raises(
-        FileNotFoundError, match=r"'x' needs weights: pass weights=PATH \(a file\).*no /home/x"
+        FileNotFoundError, match=r"'x' needs weights: pass weights=PATH \(a file\).*no rewards/x"
     ):
         need_weights("x", None, "a file")
