@@ -34,14 +34,16 @@ WRITTEN = "\nWritten by `training/league.py` from {runs} runs (code {trees}).\n"
 
 
 def write_page(league: League, results: Mapping[str, Result], folder: Path, stem: str = "league") -> None:
-    """Write ``stem``.md, .json and .png into ``folder``.
+    """Write ``stem``.md and .json into ``folder``, and .png as soon as a row of the tables has figures.
 
     Raises:
         ValueError: the league asks for a column that there is not.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tables = {name: rows(league, results, name) for name in league.pipelines}
-    parts = _opening(league, results, stem)
+    played = any(row.runs for found in tables.values() for row in found)
+    picture = [f"![figures]({stem}.png)\n"] if played and league.draw != "none" else []
+    parts = [_opening(league, results), *picture]
     for name, found in tables.items():
         parts += [f"## {name}\n", table(_head(league), _lines(league, found)) + "\n"]
         if not league.parent:
@@ -50,19 +52,18 @@ def write_page(league: League, results: Mapping[str, Result], folder: Path, stem
     write_text(folder / f"{stem}.md", "\n".join(parts))
     content = {"results": [asdict(r) for r in sorted(results.values(), key=lambda r: r.job)]}
     write_text(folder / f"{stem}.json", json.dumps(content, indent=1) + "\n")
-    if league.draw == "scatter":
+    if picture and league.draw == "scatter":
         draw_scatter(tables, folder / f"{stem}.png")
-    if league.draw == "curve":
+    if picture and league.draw == "curve":
         draw_curve(tables, next(iter(league.vary)), folder / f"{stem}.png")
 
 
-def _opening(league: League, results: Mapping[str, Result], stem: str) -> list[str]:
-    """Heading, text and picture."""
+def _opening(league: League, results: Mapping[str, Result]) -> str:
+    """Heading and text."""
     trees = ", ".join(sorted({r.tree for r in results.values()})) or "none"
     text = league.intro or INTRO.format(lost=100 * MOST_LOST)
     written = WRITTEN.format(runs=len(results), trees=trees)
-    picture = [] if league.draw == "none" else [f"![figures]({stem}.png)\n"]
-    return [f"# {league.title}\n\n{text.strip()}\n{written}", *picture]
+    return f"# {league.title}\n\n{text.strip()}\n{written}"
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

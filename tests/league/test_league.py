@@ -193,6 +193,8 @@ def test_a_new_checkout_goes_on_from_what_was_published(league: League, tmp_path
     write_page(league, found, tmp_path / "docs")
     published = tmp_path / "docs" / "league.json"
     before = len(missing(league, tmp_path / "runs"))
+    assert not (tmp_path / "docs" / "league.png").exists(), "a sweep alone gives nothing to draw"
+    assert "league.png" not in (tmp_path / "docs" / "league.md").read_text()
     assert restore(published, tmp_path / "runs") == 1
     assert len(missing(league, tmp_path / "runs")) == before - 1
     save_result(tmp_path / "runs" / job.name, replace(found[job.name], gain=9.0))
