@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from diffalign.diffusion.process import Prediction, Process
-from diffalign.diffusion.samplers import (
+from diffalign.diffusion.samplers import Sampler, Step
+from diffalign.diffusion.schedule import Schedule, flow_schedule, pipeline_schedule, vp_schedule
+from diffalign.diffusion.transitions import (
     TRANSITIONS,
     Cps,
     DanceSde,
@@ -19,10 +21,7 @@ from diffalign.diffusion.samplers import (
     FlowSde,
     LiteralDdim,
     Ode,
-    Sampler,
-    Step,
 )
-from diffalign.diffusion.schedule import Schedule, flow_schedule, pipeline_schedule, vp_schedule
 
 FOLDER = Path(__file__).parents[1] / "golden" / "online"
 FLOW = Process(prediction="flow")
@@ -243,7 +242,7 @@ def test_steps_outside_the_stochastic_ones_are_the_ode() -> None:
     assert step.logp is None
     torch.testing.assert_close(step.x, x - 0.3 * v)
     assert sampler.stochastic == [1]
-    with pytest.raises(ValueError, match=r"steps \[0\] are deterministic .* replay only those of \[1\]"):
+    with pytest.raises(ValueError, match=r"steps \[0\] are deterministic: .* replay only those of \[1\]"):
         sampler.step(v, x, torch.tensor([0, 1]), x)
     with pytest.raises(ValueError, match="needs noise"):
         sampler.step(v, x, 1)
