@@ -145,9 +145,9 @@ class Sampler:
         if self.scoring == "cps":
             return -square
         std = self.std[index]
-        scale, constant = (0.5 / std.square()), std.log() + 0.5 * math.log(2 * math.pi)
-        scale, constant = send(torch.stack([scale, constant]), mean.device).to(mean.dtype)
-        return -scale * square - constant
+        both = torch.stack([0.5 / std.square(), std.log() + 0.5 * math.log(2 * math.pi)])
+        both = send(both, mean.device).to(mean.dtype)  # (2, N): on the square, and constant
+        return -both[0] * square - both[1]
 
     def _draw(self, mean: Tensor, std: Tensor, index: Tensor, noise: Tensor | None) -> Tensor:
         """(N, C, ..., H, W) x', without gradient."""

@@ -166,7 +166,7 @@ class Cps(Transition):
 
 @dataclass(frozen=True, kw_only=True)
 class FlowSde(Transition):
-    """Flow-GRPO's SDE (arXiv:2505.05470, eq. 9): rate a sqrt(sigma / (1 - sigma)).
+    """Flow-GRPO's SDE (arXiv:2505.05470): rate a sqrt(sigma / (1 - sigma)).
 
     At sigma = 1 the rate takes the second sigma of the schedule under the root's 1 - sigma, so that it stays
     finite: the step depends on the schedule and not on its own two ends only.
@@ -185,7 +185,7 @@ class FlowSde(Transition):
 
 @dataclass(frozen=True, kw_only=True)
 class DanceSde(Transition):
-    """DanceGRPO's SDE of a constant rate (arXiv:2505.07818, eq. 8)."""
+    """DanceGRPO's SDE of a constant rate (arXiv:2505.07818)."""
 
     name: Literal["dance_sde"] = "dance_sde"
     eta: float = 0.3
