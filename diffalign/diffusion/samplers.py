@@ -119,22 +119,19 @@ class Sampler:
                 raise ValueError("a second-order step needs last_x0, the x0_hat of the step before")
             mean = mean + _wide(memory, x) * (x0_hat - last_x0.to(wide))
         drawn = self._draw(mean, std, index, noise) if prev is None else prev.to(wide)
-        logp = self.logp(drawn, mean, i)
+        logp = self.logp(drawn, mean, i) if bool(self.scored[index].any()) else None
         return Step(x=drawn, logp=logp, mean=mean, std=std, sqrt_dt=root, x0_hat=x0_hat)
 
-    def logp(self, x_next: Tensor, mean: Tensor, i: int | Tensor) -> Tensor | None:
+    def logp(self, x_next: Tensor, mean: Tensor, i: int | Tensor) -> Tensor:
         """(..., N) log-probability of recorded (..., N, C, ..., H, W) next latents.
 
-        It is None at a deterministic step. Candidates of one latent share the mean: stack them in front, and
-        the network is asked once.
+        Candidates of one latent share the mean: stack them in front, and the network is asked once.
 
         Raises:
-            ValueError: some rows are of deterministic steps and others not.
+            ValueError: a row is of a deterministic step.
         """
         index = torch.full((mean.shape[0],), i) if isinstance(i, int) else i
         scored = self.scored[index]
-        if not bool(scored.any()):
-            return None
         if not bool(scored.all()):
             raise ValueError(
                 f"steps {sorted(set(index[~scored].tolist()))} are deterministic: no log-probability; "

@@ -20,6 +20,8 @@ class Schedule:
 
     times: Tensor
     """(S,) times of the process that the network is asked at: int64 for VP, float32 sigma for flow."""
+    end: float
+    """Time of the last state, at which the network is asked by judges of noisy latents only."""
     signal: Tensor
     """(S + 1,) float64 a of each state."""
     noise: Tensor
@@ -34,6 +36,10 @@ class Schedule:
 
     def __len__(self) -> int:
         return len(self.times)
+
+    def time(self, state: int) -> Tensor:
+        """Scalar time of a state, 0 the noisiest and S the last."""
+        return self.times[state] if state < len(self) else self.times.new_tensor(self.end)
 
 
 def vp_schedule(process: Process, times: Sequence[int], stride: int, final: Final = "first") -> Schedule:
@@ -54,19 +60,25 @@ def vp_schedule(process: Process, times: Sequence[int], stride: int, final: Fina
     bar = process.alphas_cumprod.double().cpu()
     t = torch.tensor(times)
     later = t[-1] - stride
-    last = torch.ones(1).double() if later < 0 and final == "clean" else bar[later.clamp(min=0)].view(1)
+    end = int(later.clamp(min=0))
+    last = torch.ones(1).double() if later < 0 and final == "clean" else bar[end].view(1)
     every = torch.cat([bar[t], last])
-    return Schedule(times=t, signal=every.sqrt(), noise=(1 - every).sqrt())
+    return Schedule(times=t, end=end, signal=every.sqrt(), noise=(1 - every).sqrt())
 
 
 def flow_schedule(sigmas: Sequence[float] | Tensor) -> Schedule:
     """Rectified flow's schedule of (S + 1,) falling sigmas, the last one usually 0."""
     sigma = torch.as_tensor(sigmas)
-    return Schedule(times=sigma[:-1].float(), signal=1 - sigma.double(), noise=sigma.double())
+    return Schedule(
+        times=sigma[:-1].float(), end=float(sigma[-1]), signal=1 - sigma.double(), noise=sigma.double()
+    )
 
 
 def pipeline_schedule(scheduler: Any, process: Process, steps: int, final: Final | None = None) -> Schedule:
     """Schedule by which a pipeline would sample, with its spacing and shift.
+
+    States lie at the times that the network is asked at. Diffusers' DDIM steps to t - T // S instead, which is
+    another place by a few timesteps where S does not divide T.
 
     Args:
         scheduler: a diffusers scheduler; it is left as it is.

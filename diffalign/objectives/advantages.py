@@ -193,7 +193,7 @@ class DdpoTracker(Rule):
         """Check the ranges."""
         if not 1 <= self.min_count <= self.size:
             raise ValueError(
-                f"advantage.min_count is {self.min_count} and size {self.size}; needed: 1 <= min_count <= size"
+                f"advantage.min_count is {self.min_count} and size {self.size}; 1 <= min_count <= size needed"
             )
 
     def of(self, reward: Tensor, group: Tensor, state: State | None) -> Tensor:

@@ -244,6 +244,8 @@ def test_steps_outside_the_stochastic_ones_are_the_ode() -> None:
     assert sampler.stochastic == [1]
     with pytest.raises(ValueError, match=r"steps \[0\] are deterministic: .* replay only those of \[1\]"):
         sampler.step(v, x, torch.tensor([0, 1]), x)
+    with pytest.raises(ValueError, match=r"steps \[0\] are deterministic"):
+        sampler.logp(x, v, 0)
     with pytest.raises(ValueError, match="needs noise"):
         sampler.step(v, x, 1)
     solver = Sampler(FlowSde(), process, schedule, stochastic=[0], otherwise=Dpm2())
