@@ -172,13 +172,13 @@ def replay(guided: Guided, run: Trajectories, x: Tensor, x_next: Tensor, i: int 
     """
     if guided.scale != run.guidance:
         raise ValueError(
-            f"the rollout was made at guidance {run.guidance:g} and is replayed at {guided.scale:g}: the ratio of "
-            "their probabilities means nothing; take the same in both"
+            f"the rollout was made at guidance {run.guidance:g} and is replayed at {guided.scale:g}: the ratio "
+            "of their probabilities means nothing; take the same in both"
         )
     if any(isinstance(m, nn.Dropout) and m.training and m.p > 0 for m in guided.policy.wrapped.modules()):
         raise ValueError(
-            "dropout is on in a replay: hold policy.modes.evaluating(policy.denoiser) around replay and backward "
-            "pass, or set policy.adapter.dropout=0"
+            "dropout is on in a replay: hold policy.modes.evaluating(policy.denoiser) around replay and "
+            "backward pass, or set policy.adapter.dropout=0"
         )
     x = x.float()
     pred = guided(x, times_of(run.sampler, i, len(x), x.device))

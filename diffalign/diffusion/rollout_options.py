@@ -35,8 +35,8 @@ class StochasticSteps:
         """Check the ranges."""
         if self.count < 1 or self.every < 1 or self.first < 0:
             raise ValueError(
-                f"stochastic.count is {self.count}, every {self.every} and first {self.first}; count and every "
-                "must be at least 1, first at least 0"
+                f"stochastic.count is {self.count}, every {self.every} and first {self.first}; count and "
+                "every must be at least 1, first at least 0"
             )
 
     def chosen(self, steps: int, seed: int, iteration: int = 0) -> list[int]:

@@ -77,8 +77,8 @@ def flow_schedule(sigmas: Sequence[float] | Tensor) -> Schedule:
 def pipeline_schedule(scheduler: Any, process: Process, steps: int, final: Final | None = None) -> Schedule:
     """Schedule by which a pipeline would sample, with its spacing and shift.
 
-    States lie at the times that the network is asked at. Diffusers' DDIM steps to t - T // S instead, which is
-    another place by a few timesteps where S does not divide T.
+    States lie at the times that the network is asked at. Diffusers' DDIM steps to t - T // S instead, which
+    is another place by a few timesteps where S does not divide T.
 
     Args:
         scheduler: a diffusers scheduler; it is left as it is.

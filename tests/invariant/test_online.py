@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -48,7 +47,7 @@ def test_the_registered_names() -> None:
     assert not set(NAMES) & set(names()), "a recipe's name must say which of the two it is"
 
 
-def steps_batch(seed: int = 0, dtype: torch.dtype = torch.float64, size: float = 0.002) -> Steps:
+def steps_batch(seed: int = 0, dtype: torch.dtype = torch.float64, size: float = 3e-5) -> Steps:
     """Two prompts, two images, two steps each; ratios near 1."""
     draw = torch.Generator().manual_seed(seed)
     n = PROMPTS * IMAGES * STEPS
@@ -62,7 +61,8 @@ def steps_batch(seed: int = 0, dtype: torch.dtype = torch.float64, size: float =
         group=torch.arange(PROMPTS).repeat_interleave(IMAGES * STEPS),
         image=torch.arange(PROMPTS * IMAGES).repeat_interleave(STEPS), role=torch.zeros(n).long(),
         drift=normal(1e-3).square(), ref_drift=normal(1e-3).square(), pred_drift=normal(1e-2).square(),
-        std=0.1 + normal(0.1).abs(), sqrt_dt=0.2 + normal(0.1).abs(), step=torch.arange(STEPS).repeat(n // STEPS),
+        std=0.1 + normal(0.1).abs(), sqrt_dt=0.2 + normal(0.1).abs(),
+        step=torch.arange(STEPS).repeat(n // STEPS),
     )  # fmt: skip
 
 
@@ -75,12 +75,12 @@ def rollout_batch(seed: int = 0, dtype: torch.dtype = torch.float64, size: float
 
     target, old = normal(), normal()
     pred = (old + size * normal()).requires_grad_(True)
+    t = torch.linspace(0.1, 0.9, n).to(dtype)
     ref, ema = old + size * normal(), old + size * normal()
     return Denoised(
         error=native_error(pred, target), ref_error=native_error(ref, target), role=torch.zeros(n).long(),
-        group=torch.arange(PROMPTS).repeat_interleave(3), t=torch.linspace(0.1, 0.9, n).to(dtype),
-        score=normal()[:, 0, 0, 0],
-        extra={"old_error": native_error(old, target), "ema_pred": ema, "x0_slope": torch.linspace(0.1, 0.9, n).to(dtype)},
+        group=torch.arange(PROMPTS).repeat_interleave(3), t=t, score=normal()[:, 0, 0, 0],
+        extra={"old_error": native_error(old, target), "ema_pred": ema, "x0_slope": t},
         tensors=Predictions(pred=pred, ref_pred=ref, target=target, x_t=target, x0=target, old_pred=old),
     )  # fmt: skip
 
@@ -211,4 +211,3 @@ def test_finite_far_from_the_old_policy(name: str) -> None:
     (gradient,) = torch.autograd.grad(loss.sum(), leaf_of(batch))
     assert loss.isfinite().all()
     assert gradient.isfinite().all()
-    assert not math.isnan(float(loss.sum()))
