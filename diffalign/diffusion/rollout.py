@@ -172,8 +172,8 @@ def replay(guided: Guided, run: Trajectories, x: Tensor, x_next: Tensor, i: int 
     """
     if guided.scale != run.guidance:
         raise ValueError(
-            f"the rollout was made at guidance {run.guidance:g} and is replayed at {guided.scale:g}: the ratio "
-            "of their probabilities means nothing; take the same in both"
+            f"the rollout was made at guidance {run.guidance:g} and is replayed at {guided.scale:g}: "
+            "the ratio of their probabilities means nothing; take the same in both"
         )
     if any(isinstance(m, nn.Dropout) and m.training and m.p > 0 for m in guided.policy.wrapped.modules()):
         raise ValueError(
@@ -226,8 +226,7 @@ def _recorded(
     x_next, candidates, scores = step.x.to(kept).float(), None, None
     if score is not None and branching.candidates > 1 and i >= branching.first:
         more = [
-            step.mean + sampler.std[i].to(step.mean) * _noise(seeds, i, k, x)
-            for k in range(1, branching.candidates)
+            step.mean + float(sampler.std[i]) * _noise(seeds, i, k, x) for k in range(1, branching.candidates)
         ]
         candidates = torch.stack([x_next, *(c.to(kept).float() for c in more)])  # (K, N, C, h, w)
         time = sampler.schedule.time(i + 1 if branching.score_at == "next" else i)

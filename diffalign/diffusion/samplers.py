@@ -111,7 +111,7 @@ class Sampler:
         wide = torch.promote_types(torch.float32, x.dtype)
         pred, x = pred.to(wide), x.to(wide)
         index = torch.full((len(x),), i) if isinstance(i, int) else i
-        on_x, on_pred, memory, x0_x, x0_pred, std, root = send(self._table[:, index], x.device).to(wide)
+        on_x, on_pred, memory, x0_x, x0_pred, std, root = send(self._table[:, index].to(wide), x.device)
         x0_hat = _wide(x0_x, x) * x + _wide(x0_pred, x) * pred
         mean = _wide(on_x, x) * x + _wide(on_pred, x) * pred
         if bool((self._table[2, index] != 0).any()):
@@ -143,7 +143,7 @@ class Sampler:
             return -square
         std = self.std[index]
         both = torch.stack([0.5 / std.square(), std.log() + 0.5 * math.log(2 * math.pi)])
-        both = send(both, mean.device).to(mean.dtype)  # (2, N): on the square, and constant
+        both = send(both.to(mean.dtype), mean.device)  # (2, N): on the square, and constant
         return -both[0] * square - both[1]
 
     def _draw(self, mean: Tensor, std: Tensor, index: Tensor, noise: Tensor | None) -> Tensor:

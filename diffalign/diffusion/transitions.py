@@ -125,6 +125,10 @@ class LiteralDdim(Transition):
     clamp: bool = False
     """Cut the standard deviation at s' where the formula exceeds it, instead of refusing the schedule."""
 
+    def __post_init__(self) -> None:
+        """Check the range."""
+        _not_negative("eta", self.eta)
+
     def tables(self, process: Process, schedule: Schedule) -> Tables:
         """See Transition."""
         (a, a2), (s, s2) = _ends(schedule.signal), _ends(schedule.noise)
@@ -176,6 +180,10 @@ class FlowSde(Transition):
     noise_level: float = 0.7
     """a, 0 or more."""
 
+    def __post_init__(self) -> None:
+        """Check the range."""
+        _not_negative("noise_level", self.noise_level)
+
     def tables(self, process: Process, schedule: Schedule) -> Tables:
         """See Transition."""
         sigma = schedule.noise[:-1]
@@ -190,6 +198,10 @@ class DanceSde(Transition):
     name: Literal["dance_sde"] = "dance_sde"
     eta: float = 0.3
     """Rate, 0 or more."""
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        _not_negative("eta", self.eta)
 
     def tables(self, process: Process, schedule: Schedule) -> Tables:
         """See Transition."""
@@ -258,6 +270,11 @@ TRANSITIONS: dict[str, type[Transition]] = {
     "ode": Ode,
     "dpm2": Dpm2,
 }
+
+
+def _not_negative(option: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"transition.{option} is {value}; it must be 0 or more and finite")
 
 
 def _ends(table: Tensor) -> tuple[Tensor, Tensor]:

@@ -267,6 +267,9 @@ def test_what_does_not_fit_is_refused() -> None:
     for kind, options in ((Ddim, {"eta": 2.0}), (Cps, {"noise_level": -0.1})):
         with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
             kind(**options)
+    for kind, option in ((FlowSde, "noise_level"), (DanceSde, "eta"), (LiteralDdim, "eta")):
+        with pytest.raises(ValueError, match=f"transition.{option} is -1.0; it must be 0 or more"):
+            kind(**{option: -1.0})
 
 
 def test_schedules_of_pipelines() -> None:

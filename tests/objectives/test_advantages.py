@@ -152,6 +152,8 @@ def test_rewards_that_are_not_finite_drop_their_group() -> None:
 def test_pareto() -> None:
     d = golden("inference_misc")
     assert torch.equal(nondominated(d["parrot_rewards"]), d["parrot_nondominated"])
+    level = torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 1.0], [0.0, 2.0]])
+    assert nondominated(level).tolist() == [True, False, True, True], "equals do not beat each other"
     found = pareto_weights(d["parrot_rewards"].double(), d["parrot_condition"])
     torch.testing.assert_close(found, d["parrot_weight"], **CLOSE)
     made = advantages_of(
