@@ -56,9 +56,10 @@ class Teacher:
         norm, s = self.norm[t].view(-1, 1, 1, 1), self.sigma[t].view(-1, 1, 1, 1)
         text, _ = self.pipeline.encode_prompt(list(prompts), "cpu", 1, False)
         with torch.autocast("cpu", torch.bfloat16), short_attention(0):
-            eps: Tensor = self.pipeline.unet(x * norm, t, text).sample.float()
+            eps = self.pipeline.unet(x * norm, t, text).sample.float()
         x0 = (x - s * eps) / (1 - s)  # a = (1 - s) norm
-        return eps - x0
+        v: Tensor = eps - x0
+        return v
 
 
 def short_attention(length: int) -> AbstractContextManager[None]:
