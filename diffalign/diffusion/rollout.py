@@ -111,12 +111,13 @@ def rollout(
     starts: Sequence[int] | None = None,
     shape: Sequence[int] | None = None,
     iteration: int = 0,
+    seed: int = 0,
     score: Score | None = None,
 ) -> Trajectories:
     """Sample N images and record the stochastic steps; without gradient and dropout.
 
     An image depends on its own seeds alone, whatever batch it is in; what is chosen for the whole run (the
-    window) depends on ``iteration``.
+    window) depends on ``iteration`` and ``seed``.
 
     Args:
         guided: policy and prompts; ``scale`` is the guidance.
@@ -125,6 +126,7 @@ def rollout(
         starts: seeds of the first latents; the same for all images of a prompt gives them one x_T.
         shape: (C, h, w) of a latent; None is the model's own.
         iteration: how many runs there were before.
+        seed: of the training run.
         score: judge of candidates, where the run branches.
 
     Raises:
@@ -136,7 +138,7 @@ def rollout(
     _check(guided, options, score)
     policy = guided.policy
     schedule = pipeline_schedule(policy.pipeline.scheduler, policy.process, options.steps, options.final)
-    chosen = options.stochastic.chosen(options.steps, iteration, iteration)
+    chosen = options.stochastic.chosen(options.steps, draw_seed(seed, iteration), iteration)
     sampler = Sampler(options.transition, policy.process, schedule, chosen, options.otherwise)
     kept = options.recorder.torch_dtype
     like = torch.empty(len(seeds), *(shape or latent_shape(policy)), device=policy.device)

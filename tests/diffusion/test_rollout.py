@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffalign.config import dump, load
 from diffalign.diffusion.corrupt import draw_seed, seeded_noise
 from diffalign.diffusion.rollout import Guided, Trajectories, replay, rollout
 from diffalign.diffusion.rollout_options import Branching, Recorder, RolloutOptions, StochasticSteps
-from diffalign.diffusion.transitions import Cps, Ddim, Dpm2, FlowSde
+from diffalign.diffusion.transitions import TRANSITIONS, Cps, Ddim, Dpm2, FlowSde
 from diffalign.policy import Policy, load_policy
 from tests.tiny import tiny_folder
 
@@ -207,7 +208,18 @@ def test_a_window_in_front_of_the_second_order_solver(folder: Path) -> None:
         assert (ratios(guided(policy, 1.0), made) - 1).abs().max() <= 1e-6
 
 
-# ---------------------------------------------------------------------- which steps
+# ---------------------------------------------------------------------- options
+
+
+def test_options_survive_yaml(tmp_path: Path) -> None:
+    options = RolloutOptions(
+        transition=Cps(noise_level=0.7), otherwise=Dpm2(), stochastic=StochasticSteps(which="window", stop=5),
+        branching=Branching(candidates=4, score_at="current"), recorder=Recorder(dtype="bf16", means=True),
+    )  # fmt: skip
+    path = tmp_path / "rollout.yaml"
+    path.write_text(dump(options, {}))
+    unions = {"transition": TRANSITIONS.__getitem__, "otherwise": TRANSITIONS.__getitem__}
+    assert load(RolloutOptions, path, unions=unions) == options
 
 
 def test_chosen_steps() -> None:
