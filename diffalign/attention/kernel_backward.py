@@ -20,6 +20,29 @@ from diffalign.attention.tiles import (
 
 
 @triton.jit
+def _text_tile(
+    dq: tl.tuple,
+    of_queries: tl.tuple,
+    k: tl.tensor,
+    v: tl.tensor,
+    here: tl.tensor,
+    to_bits: tl.float32,
+    D: tl.constexpr,
+    D0: tl.constexpr,
+    D1: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Chunks of dQ after one more tile of text keys; of_queries: q, dO, log-sum-exp and delta of the rows."""
+    q0, q1, g0, g1, lse, delta = of_queries
+    k0, k1 = load_rows(k, here, D, D0, D1)
+    v0, v1 = load_rows(v, here, D, D0, D1)
+    s = rows_by_rows(q0, q1, k0, k1, D1, INTERPRETED) * to_bits
+    p = tl.exp2(tl.where(here[None, :], s - lse[:, None], EMPTY))
+    dp = rows_by_rows(g0, g1, v0, v1, D1, INTERPRETED)
+    return add_product(dq[0], dq[1], p * (dp - delta[:, None]), k0, k1, D1, INTERPRETED)
+
+
+@triton.jit
 def queries_kernel(
     q_ptr: tl.tensor,
     kt_ptr: tl.tensor,
@@ -110,14 +133,19 @@ def queries_kernel(
     dq0, dq1 = zeros(ROWS, D0, D1)
     dq0, dq1 = add_product(dq0, dq1, w * p * (dp - delta), k0, k1, D1, INTERPRETED)
     for i in range(FULL):
-        c = i * TILE + tl.arange(0, TILE)
-        here = c < valid
-        k0, k1 = load_rows(kt + c * ROW, here, D, D0, D1)
-        v0, v1 = load_rows(vt + c * ROW, here, D, D0, D1)
-        s = rows_by_rows(q0, q1, k0, k1, D1, INTERPRETED) * to_bits
-        p = tl.exp2(tl.where(here[None, :], s - lse[:, None], EMPTY))
-        dp = rows_by_rows(g0, g1, v0, v1, D1, INTERPRETED)
-        dq0, dq1 = add_product(dq0, dq1, p * (dp - delta_text[:, None]), k0, k1, D1, INTERPRETED)
+        tile = i * TILE + tl.arange(0, TILE)
+        dq0, dq1 = _text_tile(
+            (dq0, dq1),
+            (q0, q1, g0, g1, lse, delta_text),
+            kt + tile * ROW,
+            vt + tile * ROW,
+            tile < valid,
+            to_bits,
+            D,
+            D0,
+            D1,
+            INTERPRETED,
+        )
     store_rows(dq_ptr + at, ok, dq0 * root, dq1 * root, D, D0, D1)
 
 

@@ -18,6 +18,7 @@ from diffalign.attention.tiles import (
     zeros,
 )
 
+
 @triton.jit
 def _scale_rows(
     x0: tl.tensor, x1: tl.tensor, factor: tl.tensor, D1: tl.constexpr
