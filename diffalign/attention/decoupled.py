@@ -94,15 +94,23 @@ def add_user_attention(
 
 def why_not(sizes: Sizes, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why the fused kernels cannot run this on this device, or None when they can."""
+    return why_not_on(device.type, device.index) or why_not_fused(sizes, dtype)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def why_not_on(kind: str, index: int | None) -> str | None:
+    """Why the fused kernels cannot run on a device of this kind and number, or None when they can."""
     if find_spec("triton") is None:
         return "triton is not installed (it comes with torch for CUDA on Linux)"
     from diffalign.attention.launch import interpreted
 
-    if device.type != "cuda" and not interpreted():
-        return f"the tensors are on {device.type}; the kernels are for NVIDIA GPUs"
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < CAPABILITY:
+    if kind != "cuda":
+        return None if interpreted() else f"the tensors are on {kind}; the kernels are for NVIDIA GPUs"
+    if torch.version.hip is not None:
+        return "the GPU is driven by ROCm; the kernels are compiled and tested for NVIDIA GPUs only"
+    if torch.cuda.get_device_capability(index) < CAPABILITY:
         return f"the GPU's compute capability is below {CAPABILITY[0]}.{CAPABILITY[1]}"
-    return why_not_fused(sizes, dtype)
+    return None
 
 
 def choose(sizes: Sizes, dtype: torch.dtype, device: torch.device) -> Implementation:

@@ -64,6 +64,8 @@ def query_tile(sizes: Sizes, dtype: torch.dtype) -> Tile:
     """Tile of the forward and of the dQ kernel, small enough for no kernel to spill registers."""
     if dtype == torch.float32:
         return Tile(rows=32 if sizes.width > 64 else 64, warps=4, stages=1)
+    if sizes.width > 128:
+        return Tile(rows=64, warps=8)
     return Tile(rows=128, warps=8) if sizes.queries > 64 else Tile(rows=64, warps=4)
 
 
@@ -71,7 +73,7 @@ def key_tile(sizes: Sizes, dtype: torch.dtype) -> Tile:
     """Tile of the kernel of dK and dV."""
     if dtype == torch.float32:
         return Tile(rows=32, warps=4, stages=1, keys=32)
-    return Tile(rows=64, warps=8, keys=32 if sizes.width > 96 else 64)
+    return Tile(rows=32 if sizes.width > 96 else 64, warps=8, keys=64)
 
 
 def shape_constants(sizes: Sizes, has_lengths: bool) -> dict[str, Any]:
@@ -107,7 +109,7 @@ def key_constants(sizes: Sizes, has_lengths: bool, tile: Tile, first: int) -> di
 
 
 def options(tile: Tile) -> dict[str, Any]:
-    """How a kernel is compiled. Fusing products and sums is said outright: Triton's default for it changes."""
+    """How a kernel is compiled. Fusing products and sums is said outright: the default changes."""
     if interpreted():
         return {}
     return {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}

@@ -47,7 +47,7 @@ def fused_backward(
     lse: Tensor,
     text_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k_text, v_text, k_user, v_user and scale; those of the text are empty unless asked for."""
+    """Gradients of q, k_text, v_text, k_user, v_user, scale; those of the text are empty unless asked for."""
     x, grad = _inputs(q, k_text, v_text, k_user, v_user, scale, lengths), grad.contiguous()
     sizes = _sizes(x)
     dq, delta = launch.backward_queries(x, out, grad, lse, sizes)
