@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from diffalign import cli_attention
 from diffalign.cli_scorers import register
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app.add_typer(recipes_app, name="recipes")
 app.add_typer(scorers_app, name="scorers")
 app.add_typer(bench_app, name="bench")
 register(scorers_app, bench_app)
+cli_attention.register(bench_app)
 
 Recipe = Annotated[
     str, typer.Argument(help="recipe file, run folder's config.yaml, or name of a packaged recipe")

@@ -2,16 +2,50 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from diffalign.attention.backends import attention, backend, by_priority, why_not
-from diffalign.attention.probe import Problem, fastest
+from diffalign.attention.probe import fastest
 
 CANDIDATES = ("sdpa_cudnn", "sdpa_flash", "sdpa_efficient")
-log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """An attention whose time matters."""
+
+    q: tuple[int, ...]
+    """(B, N, H, D)."""
+    keys: int
+    dtype: torch.dtype
+    device: torch.device
+    backward: bool
+
+    def describe(self) -> str:
+        """Sizes in words."""
+        b, n, h, d = self.q
+        passes = "forward and backward" if self.backward else "forward"
+        return f"batch {b}, {n} queries, {self.keys} keys, {h} heads of {d}, {self.dtype}, {passes}"
+
+    def call(self, name: str) -> Callable[[], None]:
+        """A call of this backend on random tensors."""
+        b, n, h, d = self.q
+        q, k, v = (
+            torch.randn(b, tokens, h, d, device=self.device, dtype=self.dtype, requires_grad=self.backward)
+            for tokens in (n, self.keys, self.keys)
+        )
+
+        def call() -> None:
+            with torch.set_grad_enabled(self.backward):
+                out = attention(q, k, v, name=name)
+            if self.backward:
+                torch.autograd.grad(out, (q, k, v), torch.ones_like(out))
+
+        return call
 
 
 class Attend:
@@ -49,14 +83,14 @@ class Attend:
     def _fastest(self, q: Tensor, k: Tensor, v: Tensor) -> str:
         backward = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
         problem = Problem(
-            q=tuple(q.shape), keys=k.shape[1], dtype=str(q.dtype), device=str(q.device), backward=backward
+            q=tuple(q.shape), keys=k.shape[1], dtype=q.dtype, device=q.device, backward=backward
         )
         if problem not in self.chosen:
-            self.chosen[problem] = fastest(problem, CANDIDATES)
-            log.info("attention of %s: %s", problem.describe(), self.chosen[problem])
+            calls = {name: problem.call(name) for name in CANDIDATES}
+            self.chosen[problem] = fastest(problem.describe(), calls, "sdpa", q.device)
         return self.chosen[problem]
 
 
-def lines(device: torch.device, names: list[str]) -> list[tuple[str, str]]:
+def lines(device: torch.device, names: Sequence[str]) -> list[tuple[str, str]]:
     """Name and state of each backend: "usable", or why it cannot train here."""
     return [(name, why_not(name, device) or "usable") for name in names]

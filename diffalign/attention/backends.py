@@ -21,7 +21,7 @@ Function = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """q (B, N, H, D), k and v (B, L, H, D), mask or None -> (B, N, H, D)."""
 PREFIX = "diffusers:"
 FORWARD_ONLY = ("sage", "_sage", "_flash_3", "_flash_varlen_3")
-"""Beginnings of diffusers' names without a gradient: quantised kernels, and flash 3 (without autograd there)."""
+"""Beginnings of diffusers' names without a gradient: quantised kernels, and flash 3 as registered there."""
 HOPPER = 9
 
 

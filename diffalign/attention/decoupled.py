@@ -113,13 +113,19 @@ def why_not_on(kind: str, index: int | None) -> str | None:
     return None
 
 
-def choose(sizes: Sizes, dtype: torch.dtype, device: torch.device) -> Implementation:
-    """What "auto" means: the kernels for half precision on a GPU. In fp32 they avoid tensor cores to be
-    exact, so torch's attention is the safer choice there.
+def choose(sizes: Sizes, dtype: torch.dtype, device: torch.device, *, backward: bool) -> Implementation:
+    """What "auto" means: on a GPU in half precision the form that is faster there, measured once per shape
+    (the kernels where nothing can be measured: compiled or captured in a graph); elsewhere torch's attention.
+
+    In fp32 the kernels avoid tensor cores to be exact, and have to be asked for.
     """
-    if device.type != "cuda" or dtype not in HALF:
+    if device.type != "cuda" or dtype not in HALF or why_not(sizes, dtype, device):
         return "eager"
-    return "eager" if why_not(sizes, dtype, device) else "fused"
+    if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
+        return "fused"
+    from diffalign.attention.measured import faster
+
+    return "fused" if faster(sizes, dtype, device, backward) == "fused" else "eager"
 
 
 def _attend(
@@ -141,7 +147,8 @@ def _attend(
     sizes = sizes_of(q, k_text, v_text, k_user, v_user, s)
     lengths = _lengths(lengths, sizes)
     if implementation == "auto":
-        implementation = choose(sizes, q.dtype, q.device)
+        backward = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k_text, k_user, v_user, s))
+        implementation = choose(sizes, q.dtype, q.device, backward=backward)
     if implementation == "eager":
         return eager(q, k_text, v_text, k_user, v_user, s, lengths, base, sizes)
     reason = why_not(sizes, q.dtype, q.device)

@@ -31,7 +31,7 @@ def _text_tile(
     D0: tl.constexpr,
     D1: tl.constexpr,
     INTERPRETED: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:
+) -> tl.tuple:
     """Chunks of dQ after one more tile of text keys; of_queries: q, dO, log-sum-exp and delta of the rows."""
     q0, q1, g0, g1, lse, delta = of_queries
     k0, k1 = load_rows(k, here, D, D0, D1)

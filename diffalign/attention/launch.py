@@ -201,4 +201,4 @@ def _splits(programs: int, query_tiles: int, device: torch.device) -> int:
     processors = MULTIPROCESSORS_IN_INTERPRETER
     if device.type == "cuda":
         processors = torch.cuda.get_device_properties(device).multi_processor_count
-    return min(query_tiles, triton.cdiv(2 * processors, programs))
+    return min(query_tiles, int(triton.cdiv(2 * processors, programs)))

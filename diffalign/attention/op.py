@@ -65,7 +65,8 @@ def _shared(partial: Tensor, sizes: Sizes, first: int, dtype: torch.dtype) -> tu
 
 
 def _reduced(partial: Tensor, group: int, dtype: torch.dtype) -> Tensor:
-    return partial.unflatten(1, (-1, group)).sum((0, 2)).to(dtype)
+    splits, batch, *rest = partial.shape
+    return partial.reshape(splits, batch // group, group, *rest).sum((0, 2)).to(dtype)
 
 
 def _inputs(

@@ -110,11 +110,14 @@ def outcome(
 
 def largest_error(case: Case, found: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
     """Largest error of each tensor relative to its largest entry, or to its natural size where that is more:
-    1, and for gradients of keys the size of the queries, which multiply the rounding of a score's gradient.
+    1; for gradients of queries the keys and for those of keys the queries, which multiply rounded gradients
+    of scores (where a softmax is all or nothing, these gradients vanish and only the rounding is left).
     """
-    size = {"k_text": case.spread, "k_user": case.spread}
+    x = case.tensors()
+    q, k = x["q"].abs().max(), max(x[n].abs().max() for n in ("k_text", "k_user") if x[n].numel())
+    size = {"q": k, "k_text": q, "k_user": q}
     return {
-        name: ((found[name] - value).abs().max() / value.abs().max().clamp(min=size.get(name, 1.0))).item()
+        name: ((found[name] - value).abs().max() / max(value.abs().max(), size.get(name, 1.0))).item()
         for name, value in truth.items()
         if value.numel()
     }

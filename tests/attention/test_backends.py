@@ -10,9 +10,8 @@ import torch
 
 from diffalign.attention import attend as attends
 from diffalign.attention import probe
-from diffalign.attention.attend import Attend
+from diffalign.attention.attend import Attend, Problem
 from diffalign.attention.backends import attention, backend, names, priority, why_not
-from diffalign.attention.probe import Problem
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16
@@ -127,37 +126,58 @@ def test_cudnn_comes_first_on_hopper_alone(monkeypatch):
 
 
 @pytest.fixture
-def problem(monkeypatch, tmp_path):
+def gpu(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
-    return Problem(q=(2, 64, 8, 40), keys=77, dtype="torch.bfloat16", device="cuda:0", backward=True)
+    return torch.device("cuda")
 
 
-def test_the_fastest_is_measured_once(problem, monkeypatch):
+def test_the_fastest_is_measured_once(gpu, monkeypatch):
     asked = []
 
-    def time(name, _):
+    def time(name, call, device):
         asked.append(name)
         return {"a": None, "b": 3.0, "c": 2.0}[name]
 
     monkeypatch.setattr(probe, "milliseconds", time)
-    assert [probe.fastest(problem, ("a", "b", "c")) for _ in range(2)] == ["c", "c"]
+    calls = dict.fromkeys("abc", lambda: None)
+    assert [probe.fastest("a problem", calls, "default", gpu) for _ in range(2)] == ["c", "c"]
     assert asked == ["a", "b", "c"]
-    (key,) = json.loads(probe.cache_file().read_text())
-    assert key == f"A GPU; torch {torch.__version__}; {problem.describe()}"
+    assert json.loads(probe.cache_file().read_text()) == {f"A GPU; torch {torch.__version__}; a problem": "c"}
+    probe.fastest("another problem", calls, "default", gpu)
+    assert asked == ["a", "b", "c"] * 2
 
 
-def test_torch_chooses_where_no_candidate_runs(problem, monkeypatch):
-    monkeypatch.setattr(probe, "milliseconds", lambda name, problem: None)
-    assert probe.fastest(problem, ("a",)) == "sdpa"
+def refused():
+    raise RuntimeError("this shape is refused")
 
 
-def test_a_damaged_file_of_choices_is_named(problem):
+def test_the_default_where_every_call_is_refused(gpu):
+    assert probe.fastest("a problem", {"a": refused}, "default", gpu) == "default"
+
+
+def test_missing_memory_is_no_refusal(gpu):
+    def short():
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        probe.fastest("a problem", {"a": short}, "default", gpu)
+
+
+def test_the_calls_that_are_measured_run():
+    problem = Problem(q=(1, 4, 2, 8), keys=3, dtype=torch.float32, device=torch.device("cpu"), backward=True)
+    problem.call("sdpa")()
+    assert problem.describe().startswith(
+        "batch 1, 4 queries, 3 keys, 2 heads of 8, torch.float32, forward and"
+    )
+
+
+def test_a_damaged_file_of_choices_is_named(gpu):
     file = probe.cache_file()
     file.parent.mkdir()
     file.write_text("{")
     with pytest.raises(ValueError, match=r"attention.json is damaged .* delete it"):
-        probe.fastest(problem, ("a",))
+        probe.fastest("a problem", {}, "default", gpu)
 
 
 def test_a_folder_that_cannot_be_written_is_a_line_in_the_log(tmp_path, caplog):

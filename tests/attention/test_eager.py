@@ -77,7 +77,7 @@ def test_auto_on_a_cpu_is_the_twin_and_says_why():
         batch=1, queries=1, heads=1, width=64, text=77, user=8, segments=1, text_group=1, user_group=1
     )
     cpu = torch.device("cpu")
-    assert choose(sizes, torch.bfloat16, cpu) == "eager"
+    assert choose(sizes, torch.bfloat16, cpu, backward=True) == "eager"
     assert "on cpu" in (why_not(sizes, torch.bfloat16, cpu) or "")
     case = Case()
     x = case.tensors()

@@ -45,7 +45,10 @@ def check(case: Case, dtype: torch.dtype) -> None:
         n for n in truth if truth[n].numel() and (case.text or n not in ("k_text", "v_text"))
     }
     errors = largest_error(case, found, truth)
-    assert max(errors.values()) < TOLERANCE[dtype], errors
+    # A score is computed in fp32: the rounding of a huge one is what its exponential is off by.
+    assert max(errors.values()) < max(TOLERANCE[dtype], 5 * torch.finfo(torch.float32).eps * case.spread), (
+        errors
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
