@@ -46,7 +46,7 @@ class Findings:
     nvidia_driver: bool = False
     """Whether the machine has an NVIDIA driver, whatever torch makes of it."""
     attention: Mapping[str, str | None] = field(default_factory=dict)
-    """Why an attention backend, or the fused form for users, cannot train on the first device; None: it can."""
+    """Why an attention backend, or the fused form for users, cannot train on the first device; None: can."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,9 +103,7 @@ def test_limits_agree_with_pyproject():
 
 
 def test_why_an_attention_backend_is_not_used_is_shown():
-    console = Console(width=200, file=io.StringIO())
-    console.print(render(GOOD))
-    text = console.file.getvalue()
+    text = shown(GOOD)
     assert re.search(r"attention sdpa_math\W+yes", text)
     assert "no: the package flash-attn is not installed" in text
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-Function = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""q (B, N, H, D), k and v (B, L, H, D), mask or None -> (B, N, H, D)."""
+from diffalign.attention.eager import Attention
+
 PREFIX = "diffusers:"
 FORWARD_ONLY = ("sage", "_sage", "_flash_3", "_flash_varlen_3")
 """Beginnings of diffusers' names without a gradient: quantised kernels, and flash 3 as registered there."""
@@ -31,7 +31,7 @@ class Backend:
 
     name: str
     summary: str
-    function: Function
+    function: Attention
     why_not: Callable[[torch.device], str | None]
     """Why it cannot be used on a device, or None; looks, but imports nothing optional."""
     backward: bool = True
@@ -156,7 +156,7 @@ def _table() -> Mapping[str, Backend]:
     return {b.name: b for b in found}
 
 
-def _sdpa(kinds: Sequence[SDPBackend]) -> Function:
+def _sdpa(kinds: Sequence[SDPBackend]) -> Attention:
     """torch's attention by these kernels in this order; none: torch's own choice."""
 
     def function(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -175,7 +175,7 @@ def _sdpa_backend(name: str, summary: str, kind: SDPBackend) -> Backend:
     return Backend(name=name, summary=summary, function=_sdpa([kind]), why_not=why)
 
 
-def _package(name: str, summary: str, module: str, wheel: str, function: Function | None = None) -> Backend:
+def _package(name: str, summary: str, module: str, wheel: str, function: Attention | None = None) -> Backend:
     """A backend that a package brings, with one function ``flash_attn_func`` unless another is given."""
 
     def why_not(device: torch.device) -> str | None:
@@ -190,7 +190,7 @@ def _package(name: str, summary: str, module: str, wheel: str, function: Functio
     )
 
 
-def _flash(module: str) -> Function:
+def _flash(module: str) -> Attention:
     def function(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         found = _loaded(module).flash_attn_func(q, k, v)
         out: Tensor = found[0] if isinstance(found, tuple) else found  # some releases add the log-sum-exp

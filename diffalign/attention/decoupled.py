@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from diffalign.attention.eager import eager
+from diffalign.attention.eager import Attention, eager
 from diffalign.attention.sizes import HALF, Sizes, sizes_of, why_not_fused
 
 Implementation = Literal["auto", "fused", "eager"]
@@ -33,6 +33,7 @@ def decoupled_attention(
     scale: Tensor,
     *,
     lengths: Tensor | None = None,
+    attend: Attention | None = None,
     implementation: Implementation = "auto",
 ) -> Tensor:
     """Attention to the text plus scaled attention to user tokens.
@@ -45,6 +46,7 @@ def decoupled_attention(
         v_user: user values, shaped like the keys.
         scale: (B,) or (B, S) weight of each user segment; 0 gives the text's part alone. Differentiable.
         lengths: (B,) whole numbers: how many text keys count, the rest is padding on the right. 0: none.
+        attend: how the eager form computes the text's attention (an ``attend.Attend``); None: torch chooses.
         implementation: the Triton kernels, torch's own attention, or what suits tensors and device.
 
     Returns:
@@ -55,7 +57,7 @@ def decoupled_attention(
     """
     if k_text.ndim == 4 and k_text.shape[1] == 0:
         raise ValueError("k_text has no tokens; without text use add_user_attention")
-    return _attend(q, k_text, v_text, k_user, v_user, scale, lengths, None, implementation)
+    return _attend(q, k_text, v_text, k_user, v_user, scale, lengths, None, attend, implementation)
 
 
 def add_user_attention(
@@ -89,7 +91,7 @@ def add_user_attention(
             f" {q.device}; they must be alike"
         )
     none = k_user[:, :0]
-    return _attend(q, none, none, k_user, v_user, scale, None, base, implementation)
+    return _attend(q, none, none, k_user, v_user, scale, None, base, None, implementation)
 
 
 def why_not(sizes: Sizes, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -117,7 +119,7 @@ def choose(sizes: Sizes, dtype: torch.dtype, device: torch.device, *, backward: 
     """What "auto" means: on a GPU in half precision the form that is faster there, measured once per shape
     (the kernels where nothing can be measured: compiled or captured in a graph); elsewhere torch's attention.
 
-    In fp32 the kernels avoid tensor cores to be exact, and have to be asked for.
+    In fp32 every product is three on tensor cores, to keep its bits: the kernels have to be asked for.
     """
     if device.type != "cuda" or dtype not in HALF or why_not(sizes, dtype, device):
         return "eager"
@@ -137,6 +139,7 @@ def _attend(
     scale: Tensor,
     lengths: Tensor | None,
     base: Tensor | None,
+    attend: Attention | None,
     implementation: Implementation,
 ) -> Tensor:
     if implementation not in get_args(Implementation):
@@ -150,7 +153,7 @@ def _attend(
         backward = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k_text, k_user, v_user, s))
         implementation = choose(sizes, q.dtype, q.device, backward=backward)
     if implementation == "eager":
-        return eager(q, k_text, v_text, k_user, v_user, s, lengths, base, sizes)
+        return eager(q, k_text, v_text, k_user, v_user, s, lengths, base, sizes, attend)
     reason = why_not(sizes, q.dtype, q.device)
     if reason:
         raise ValueError(f'the fused attention cannot run: {reason}; use implementation="auto"')

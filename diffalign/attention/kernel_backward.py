@@ -12,6 +12,7 @@ from diffalign.attention.tiles import (
     key_bases,
     key_rows,
     load_rows,
+    query_rows,
     rows_by_rows,
     store_rows,
     text_length,
@@ -23,9 +24,7 @@ from diffalign.attention.tiles import (
 def _text_tile(
     dq: tl.tuple,
     of_queries: tl.tuple,
-    k: tl.tensor,
-    v: tl.tensor,
-    here: tl.tensor,
+    keys: tl.tuple,
     to_bits: tl.float32,
     D: tl.constexpr,
     D0: tl.constexpr,
@@ -34,12 +33,51 @@ def _text_tile(
 ) -> tl.tuple:
     """Chunks of dQ after one more tile of text keys; of_queries: q, dO, log-sum-exp and delta of the rows."""
     q0, q1, g0, g1, lse, delta = of_queries
+    k, v, here = keys
     k0, k1 = load_rows(k, here, D, D0, D1)
     v0, v1 = load_rows(v, here, D, D0, D1)
     s = rows_by_rows(q0, q1, k0, k1, D1, INTERPRETED) * to_bits
     p = tl.exp2(tl.where(here[None, :], s - lse[:, None], EMPTY))
     dp = rows_by_rows(g0, g1, v0, v1, D1, INTERPRETED)
     return add_product(dq[0], dq[1], p * (dp - delta[:, None]), k0, k1, D1, INTERPRETED)
+
+
+@triton.jit
+def _spread(
+    first: tl.tensor,
+    ok: tl.tensor,
+    of_text: tl.tensor,
+    c: tl.tensor,
+    N: tl.int32,
+    TEXT: tl.constexpr,
+    USER: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+) -> tl.tensor:
+    """A number per row and segment as (rows, keys c): slots N apart from ``first`` on, the text's given."""
+    x = of_text[:, None] + tl.zeros_like(c).to(tl.float32)[None, :]
+    for i in tl.static_range(SEGMENTS):
+        slot: tl.constexpr = i + (TEXT > 0)
+        of_user = tl.load(first + slot * N, mask=ok, other=0.0)
+        x = tl.where(in_segment(c, i, TEXT, USER, SEGMENTS)[None, :], of_user[:, None], x)
+    return x
+
+
+@triton.jit
+def _row_sums(
+    rows: tl.tensor,
+    ok: tl.tensor,
+    g0: tl.tensor,
+    g1: tl.tensor,
+    D: tl.constexpr,
+    D0: tl.constexpr,
+    D1: tl.constexpr,
+) -> tl.tensor:
+    """Inner products of rows at these pointers with the rows of g."""
+    o0, o1 = load_rows(rows, ok, D, D0, D1)
+    total = tl.sum(g0.to(tl.float32) * o0.to(tl.float32), 1)
+    if D1 > 0:
+        total += tl.sum(g1.to(tl.float32) * o1.to(tl.float32), 1)
+    return total
 
 
 @triton.jit
@@ -82,12 +120,7 @@ def queries_kernel(
     """
     ROW: tl.constexpr = H * D
     SLOTS: tl.constexpr = SEGMENTS + (TEXT > 0)
-    head = tl.program_id(1)
-    b = (head // H).to(tl.int64)
-    h = head % H
-    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    ok = n < N
-    at = (b * N) * ROW + h * D + n * ROW  # (ROWS,)
+    b, h, n, ok, at = query_rows(N, H, D, ROWS)
     stat = (b * H + h) * SLOTS * N + n  # (ROWS,), slot 0 of lse and delta
     q0, q1 = load_rows(q_ptr + at, ok, D, D0, D1)
     g0, g1 = load_rows(grad_ptr + at, ok, D, D0, D1)
@@ -101,11 +134,8 @@ def queries_kernel(
     k0, k1 = load_rows(key_rows(kt, ku, c, TEXT, ROW), here, D, D0, D1)
     v0, v1 = load_rows(key_rows(vt, vu, c, TEXT, ROW), here, D, D0, D1)
     lse = tl.load(lse_ptr + stat, mask=ok, other=0.0)  # of the text, where there is one
-    shift = tl.zeros([ROWS, TAIL], tl.float32) + lse[:, None]
-    for i in tl.static_range(SEGMENTS):
-        lse_user = tl.load(lse_ptr + stat + (SLOTS - SEGMENTS + i) * N, mask=ok, other=0.0)
-        shift = tl.where(in_segment(c, i, TEXT, USER, SEGMENTS)[None, :], lse_user[:, None], shift)
-    s = rows_by_rows(q0, q1, k0, k1, D1, INTERPRETED) * to_bits  # (ROWS, TAIL)
+    shift = _spread(lse_ptr + stat, ok, lse, c, N, TEXT, USER, SEGMENTS)  # (ROWS, TAIL)
+    s = rows_by_rows(q0, q1, k0, k1, D1, INTERPRETED) * to_bits
     p = tl.exp2(tl.where(here[None, :], s - shift, EMPTY))
     dp = rows_by_rows(g0, g1, v0, v1, D1, INTERPRETED)
 
@@ -122,10 +152,7 @@ def queries_kernel(
         of_users += scale * delta_user
     delta_text = tl.sum(tl.where(of_text, p * dp, 0.0), 1)
     if FULL > 0:
-        o0, o1 = load_rows(out_ptr + at, ok, D, D0, D1)
-        delta_text = tl.sum(g0.to(tl.float32) * o0.to(tl.float32), 1) - of_users
-        if D1 > 0:
-            delta_text += tl.sum(g1.to(tl.float32) * o1.to(tl.float32), 1)
+        delta_text = _row_sums(out_ptr + at, ok, g0, g1, D, D0, D1) - of_users
     if TEXT > 0:
         tl.store(delta_ptr + stat, delta_text, mask=ok)
     delta = tl.where(of_text, delta_text[:, None], delta)
@@ -134,18 +161,9 @@ def queries_kernel(
     dq0, dq1 = add_product(dq0, dq1, w * p * (dp - delta), k0, k1, D1, INTERPRETED)
     for i in range(FULL):
         tile = i * TILE + tl.arange(0, TILE)
-        dq0, dq1 = _text_tile(
-            (dq0, dq1),
-            (q0, q1, g0, g1, lse, delta_text),
-            kt + tile * ROW,
-            vt + tile * ROW,
-            tile < valid,
-            to_bits,
-            D,
-            D0,
-            D1,
-            INTERPRETED,
-        )
+        keys = (kt + tile * ROW, vt + tile * ROW, tile < valid)
+        of_queries = (q0, q1, g0, g1, lse, delta_text)
+        dq0, dq1 = _text_tile((dq0, dq1), of_queries, keys, to_bits, D, D0, D1, INTERPRETED)
     store_rows(dq_ptr + at, ok, dq0 * root, dq1 * root, D, D0, D1)
 
 

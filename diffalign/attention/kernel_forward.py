@@ -12,6 +12,7 @@ from diffalign.attention.tiles import (
     key_bases,
     key_rows,
     load_rows,
+    query_rows,
     rows_by_rows,
     store_rows,
     text_length,
@@ -35,9 +36,7 @@ def _text_tile(
     state: tl.tuple,
     q0: tl.tensor,
     q1: tl.tensor,
-    k: tl.tensor,
-    v: tl.tensor,
-    here: tl.tensor,
+    keys: tl.tuple,
     to_bits: tl.float32,
     D: tl.constexpr,
     D0: tl.constexpr,
@@ -47,6 +46,7 @@ def _text_tile(
 ) -> tl.tuple:
     """Running maximum, sum and output (m, total, acc0, acc1) after one more tile of text keys."""
     m, total, acc0, acc1 = state
+    k, v, here = keys
     k0, k1 = load_rows(k, here, D, D0, D1)
     v0, v1 = load_rows(v, here, D, D0, D1)
     s = rows_by_rows(q0, q1, k0, k1, D1, INTERPRETED) * to_bits  # (ROWS, TILE)
@@ -60,6 +60,23 @@ def _text_tile(
     acc0, acc1 = _scale_rows(acc0, acc1, alpha, D1)
     acc0, acc1 = add_product(acc0, acc1, p, v0, v1, D1, INTERPRETED)
     return m_new, total * alpha + tl.sum(p, 1), acc0, acc1
+
+
+@triton.jit
+def _shifts(
+    s: tl.tensor,
+    c: tl.tensor,
+    m_text: tl.tensor,
+    TEXT: tl.constexpr,
+    USER: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+) -> tl.tensor:
+    """Maximum of its segment for each score of the tail tile (ROWS, TAIL) with keys c."""
+    shift = tl.zeros_like(s) + m_text[:, None]
+    for i in tl.static_range(SEGMENTS):
+        mine = in_segment(c, i, TEXT, USER, SEGMENTS)[None, :]
+        shift = tl.where(mine, tl.max(tl.where(mine, s, EMPTY), 1)[:, None], shift)
+    return shift
 
 
 @triton.jit
@@ -97,12 +114,7 @@ def forward_kernel(
     """
     ROW: tl.constexpr = H * D
     SLOTS: tl.constexpr = SEGMENTS + (TEXT > 0)
-    head = tl.program_id(1)
-    b = (head // H).to(tl.int64)
-    h = head % H
-    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    ok = n < N
-    at = (b * N) * ROW + h * D + n * ROW  # (ROWS,)
+    b, h, n, ok, at = query_rows(N, H, D, ROWS)
     q0, q1 = load_rows(q_ptr + at, ok, D, D0, D1)
     pointers = (kt_ptr, vt_ptr, ku_ptr, vu_ptr)
     kt, vt, ku, vu = key_bases(pointers, b, h, TEXT, USER, TEXT_GROUP, USER_GROUP, ROW, D)
@@ -113,20 +125,9 @@ def forward_kernel(
     acc0, acc1 = zeros(ROWS, D0, D1)
     for i in range(FULL):
         c = i * TILE + tl.arange(0, TILE)
-        m, total, acc0, acc1 = _text_tile(
-            (m, total, acc0, acc1),
-            q0,
-            q1,
-            kt + c * ROW,
-            vt + c * ROW,
-            c < valid,
-            to_bits,
-            D,
-            D0,
-            D1,
-            HAS_LENGTHS,
-            INTERPRETED,
-        )
+        state = (m, total, acc0, acc1)
+        keys = (kt + c * ROW, vt + c * ROW, c < valid)
+        m, total, acc0, acc1 = _text_tile(state, q0, q1, keys, to_bits, D, D0, D1, HAS_LENGTHS, INTERPRETED)
 
     c = FULL * TILE + tl.arange(0, TAIL)
     of_text = (c < TEXT) & (c < valid)
@@ -137,10 +138,7 @@ def forward_kernel(
         here[None, :], rows_by_rows(q0, q1, k0, k1, D1, INTERPRETED) * to_bits, EMPTY
     )  # (ROWS, TAIL)
     m_text = tl.maximum(m, tl.max(tl.where(of_text[None, :], s, EMPTY), 1))
-    shift = tl.zeros([ROWS, TAIL], tl.float32) + m_text[:, None]
-    for i in tl.static_range(SEGMENTS):
-        mine = in_segment(c, i, TEXT, USER, SEGMENTS)[None, :]
-        shift = tl.where(mine, tl.max(tl.where(mine, s, EMPTY), 1)[:, None], shift)
+    shift = _shifts(s, c, m_text, TEXT, USER, SEGMENTS)
     p = tl.where(here[None, :], tl.exp2(s - shift), 0.0)
 
     lse = lse_ptr + (b * H + h) * SLOTS * N + n

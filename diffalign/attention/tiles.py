@@ -55,11 +55,13 @@ def key_rows(
 
 @triton.jit
 def dot(a: tl.tensor, b: tl.tensor, INTERPRETED: tl.constexpr) -> tl.tensor:
-    """Product in fp32 of operands of one dtype. The interpreter multiplies the bit patterns of bf16."""
+    """Product in fp32 of operands of one dtype; fp32 ones as three products of tf32, which keep nearly all bits
+    on tensor cores (true fp32 has none). The interpreter multiplies the bit patterns of bf16: not there.
+    """
     if INTERPRETED:
         a = a.to(tl.float32)
         b = b.to(tl.float32)
-    return tl.dot(a, b, input_precision="ieee")
+    return tl.dot(a, b, input_precision="tf32x3")
 
 
 @triton.jit
@@ -138,3 +140,12 @@ def text_length(
     if HAS_LENGTHS:
         valid = tl.load(lengths_ptr + b)
     return valid
+
+
+@triton.jit
+def query_rows(N: tl.int32, H: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr) -> tl.tuple:
+    """Sample, head, (ROWS,) queries of this program, which of them exist, and where their rows begin."""
+    b = (tl.program_id(1) // H).to(tl.int64)
+    h = tl.program_id(1) % H
+    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    return b, h, n, n < N, b * N * (H * D) + h * D + n * (H * D)
