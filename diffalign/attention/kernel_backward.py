@@ -56,8 +56,7 @@ def _spread(
     """A number per row and segment as (rows, keys c): slots N apart from ``first`` on, the text's given."""
     x = of_text[:, None] + tl.zeros_like(c).to(tl.float32)[None, :]
     for i in tl.static_range(SEGMENTS):
-        slot: tl.constexpr = i + (TEXT > 0)
-        of_user = tl.load(first + slot * N, mask=ok, other=0.0)
+        of_user = tl.load(first + (i + (TEXT > 0)) * N, mask=ok, other=0.0)
         x = tl.where(in_segment(c, i, TEXT, USER, SEGMENTS)[None, :], of_user[:, None], x)
     return x
 

@@ -13,7 +13,7 @@ from triton.runtime.jit import JITFunction
 
 from diffalign.attention.kernel_backward import keys_kernel, queries_kernel
 from diffalign.attention.kernel_forward import forward_kernel
-from diffalign.attention.sizes import TEXT_TILE, Sizes
+from diffalign.attention.sizes import Sizes
 
 MULTIPROCESSORS_IN_INTERPRETER = 2
 """Of the pretended device: few, so that the interpreter also splits rows and reduces."""
@@ -28,6 +28,8 @@ class Tile:
     stages: int = 2
     keys: int = 0
     """Of the kernel of dK and dV."""
+    text: int = 64
+    """Text keys that the forward and the dQ kernel take at a time; the rest shares a tile with the users."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,7 @@ def chunks(width: int) -> tuple[int, int]:
 def query_tile(sizes: Sizes, dtype: torch.dtype) -> Tile:
     """Tile of the forward and of the dQ kernel, small enough for no kernel to spill registers."""
     if dtype == torch.float32:
-        return Tile(rows=32 if sizes.width > 64 else 64, warps=4, stages=1)
+        return Tile(rows=64, warps=8, text=16)
     if sizes.width > 128:
         return Tile(rows=64, warps=8)
     return Tile(rows=128, warps=8) if sizes.queries > 64 else Tile(rows=64, warps=4)
@@ -72,7 +74,7 @@ def query_tile(sizes: Sizes, dtype: torch.dtype) -> Tile:
 def key_tile(sizes: Sizes, dtype: torch.dtype) -> Tile:
     """Tile of the kernel of dK and dV."""
     if dtype == torch.float32:
-        return Tile(rows=32, warps=4, stages=1, keys=32)
+        return Tile(rows=16, warps=4, keys=16 if sizes.width > 96 else 32)
     return Tile(rows=32 if sizes.width > 96 else 64, warps=8, keys=64)
 
 
@@ -96,9 +98,9 @@ def shape_constants(sizes: Sizes, has_lengths: bool) -> dict[str, Any]:
 
 def query_constants(sizes: Sizes, has_lengths: bool, tile: Tile) -> dict[str, Any]:
     """Constants of the forward and of the dQ kernel: full text tiles, and the tail with the users."""
-    full = sizes.text // TEXT_TILE
-    tail = max(16, triton.next_power_of_2(sizes.keys - full * TEXT_TILE))
-    own = {"FULL": full, "TILE": TEXT_TILE, "TAIL": tail, "ROWS": tile.rows}
+    full = sizes.text // tile.text
+    tail = max(16, triton.next_power_of_2(sizes.keys - full * tile.text))
+    own = {"FULL": full, "TILE": tile.text, "TAIL": tail, "ROWS": tile.rows}
     return shape_constants(sizes, has_lengths) | own
 
 

@@ -34,11 +34,17 @@ def tensors(sizes: Sizes, dtype: torch.dtype, device: torch.device) -> list[Tens
 
 def form(name: str, sizes: Sizes, base: Tensor | None) -> Callable[..., Tensor]:
     """The fused or the eager form as a function of ``tensors``."""
-    if name == "eager":
-        return lambda *x: eager(*x, None, base, sizes)
-    from diffalign.attention.op import fused
 
-    return lambda *x: fused(*x, None, base)[0]
+    def by_torch(q: Tensor, kt: Tensor, vt: Tensor, ku: Tensor, vu: Tensor, s: Tensor) -> Tensor:
+        return eager(q, kt, vt, ku, vu, s, None, base, sizes)
+
+    def by_kernels(q: Tensor, kt: Tensor, vt: Tensor, ku: Tensor, vu: Tensor, s: Tensor) -> Tensor:
+        from diffalign.attention.op import fused
+
+        out: Tensor = fused(q, kt, vt, ku, vu, s, None, base)[0]
+        return out
+
+    return by_torch if name == "eager" else by_kernels
 
 
 @cache

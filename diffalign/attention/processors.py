@@ -283,7 +283,8 @@ def _layer(
     x = attn.to_out[1](attn.to_out[0](inner(q, k, v, mask).flatten(2).to(q.dtype)))
     if len(shape) == 4:
         x = x.transpose(-1, -2).reshape(shape)
-    return (x + residual if attn.residual_connection else x) / attn.rescale_output_factor
+    out: Tensor = (x + residual if attn.residual_connection else x) / attn.rescale_output_factor
+    return out
 
 
 def _joint_layer(

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TEXT_TILE = 64
-"""Text keys that a kernel handles at a time; what is left over shares a tile with the user keys."""
 USER_KEYS = 64
 """Most user keys, over all segments, that the kernels take."""
 HALF = (torch.float16, torch.bfloat16)

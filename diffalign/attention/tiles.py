@@ -55,8 +55,8 @@ def key_rows(
 
 @triton.jit
 def dot(a: tl.tensor, b: tl.tensor, INTERPRETED: tl.constexpr) -> tl.tensor:
-    """Product in fp32 of operands of one dtype; fp32 ones as three products of tf32, which keep nearly all bits
-    on tensor cores (true fp32 has none). The interpreter multiplies the bit patterns of bf16: not there.
+    """Product in fp32 of operands of one dtype; of fp32 ones as three products of tf32, which keep nearly all
+    bits on tensor cores. The interpreter would multiply the bit patterns of bf16.
     """
     if INTERPRETED:
         a = a.to(tl.float32)

@@ -83,7 +83,6 @@ def fresh_cache(tmp_path, monkeypatch):
     ("which", "width", "capability", "stack"),
     [
         ("forward", 40, 80, 0),
-        ("forward", 160, 90, 0),
         ("queries", 80, 80, 32),  # Hopper multiplies out of shared memory, Ampere out of registers
         ("queries", 160, 100, 0),
         ("keys", 64, 90, 0),
@@ -107,5 +106,5 @@ def test_the_form_that_adds_with_several_segments(which, capability):
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["forward", "queries", "keys"])
 def test_fp32_with_lengths(which):
-    used = compiled(which, sizes(64, text=140), torch.float32, 80, lengths=True)
-    assert used.stack <= 256
+    used = compiled(which, sizes(64, text=140), torch.float32, 90, lengths=True)
+    assert used.stack == 0
