@@ -27,9 +27,16 @@ def test_a_cpu_measures_the_twin_alone_and_says_so(tiny):
     assert lines[0].startswith(f"CPU, torch {torch.__version__}, ")
     assert bench.NO_GPU in lines
     rows = [line.split(" | ") for line in lines if "| eager |" in line]
-    assert [row[0] for row in rows] == ["| tiny", "| adds"]
+    assert [row[0] for row in rows] == ["| tiny B=2", "| adds B=2"]
     assert all(float(row[2]) > 0 and float(row[5]) > 0 for row in rows)
     assert not any("| fused |" in line for line in lines)
+
+
+def test_a_cpu_sees_each_shape_once_with_a_small_batch():
+    small = bench.small(bench.shapes())
+    assert {sizes.batch for sizes in small.values()} == {2}
+    assert all(name.endswith(" B=2") for name in small)
+    assert len(small) == len(bench.shapes()) - 2  # two shapes stand there with two batches
 
 
 def test_bytes_by_hand():
