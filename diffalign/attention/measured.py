@@ -47,6 +47,19 @@ def form(name: str, sizes: Sizes, base: Tensor | None) -> Callable[..., Tensor]:
     return by_torch if name == "eager" else by_kernels
 
 
+def _refusable(call: Callable[[], None]) -> Callable[[], None]:
+    """The call; a GPU with too little shared memory for a kernel refuses it like any other."""
+    from triton.runtime.errors import OutOfResources
+
+    def run() -> None:
+        try:
+            call()
+        except OutOfResources as error:
+            raise RuntimeError(str(error)) from error
+
+    return run
+
+
 @cache
 def faster(sizes: Sizes, dtype: torch.dtype, device: torch.device, backward: bool) -> str:
     """ "fused" or "eager", whichever takes less time for these sizes; measured once, see ``probe``.
@@ -69,5 +82,5 @@ def faster(sizes: Sizes, dtype: torch.dtype, device: torch.device, backward: boo
 
         return run
 
-    calls = {name: call(name) for name in ("fused", "eager")}
+    calls = {name: _refusable(call(name)) for name in ("fused", "eager")}
     return fastest(describe(sizes, dtype, backward), calls, "eager", device)

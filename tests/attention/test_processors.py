@@ -171,3 +171,33 @@ def test_processors_of_other_families_are_refused():
     denoiser.get_submodule(name.removesuffix(".processor")).processor = FluxAttnProcessor()
     with pytest.raises(ValueError, match=rf"{name} has a FluxAttnProcessor"):
         attach_users(denoiser, WIDTH)
+
+
+def test_a_transformer_with_cross_attention_and_a_mask_over_its_text():
+    from diffusers import PixArtTransformer2DModel
+
+    torch.manual_seed(0)
+    denoiser = PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=1,
+        cross_attention_dim=16,
+        sample_size=8,
+        caption_channels=12,
+        use_additional_conditions=False,
+    )
+    given = {
+        "hidden_states": torch.randn(2, 4, 8, 8),
+        "encoder_hidden_states": torch.randn(2, 7, 12),
+        "timestep": torch.tensor([3, 500]),
+        "encoder_attention_mask": torch.tensor([[1, 1, 1, 0, 0, 0, 0], [1] * 7]),
+        "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
+    }
+    base = denoiser(**given).sample
+    users = attach_users(denoiser, WIDTH)
+    trained(users)
+    passed = {"user_tokens": tokens(), "user_scale": torch.tensor([0.0, 1.0])}
+    mixed = denoiser(**given, cross_attention_kwargs=passed).sample
+    assert len(users) == 1
+    assert torch.equal(mixed[0], base[0])
+    assert (mixed[1] - base[1]).abs().max() > 1e-4
