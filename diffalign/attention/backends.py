@@ -148,10 +148,10 @@ def _table() -> Mapping[str, Backend]:
             why_not=_no_gpu,
             masks=False,
         ),
-        _package("fa2", "flash-attn 2", "flash_attn", "flash-attn"),
-        _package("fa3", "flash attention 3 for Hopper", "flash_attn_interface", "flash-attn-3"),
-        _package("fa4", "flash attention 4", "flash_attn.cute", "flash-attn-4"),
-        _package("xformers", "memory_efficient_attention of xformers", "xformers", "xformers", _xformers),
+        _package("fa2", "flash-attn 2", "flash-attn", _flash("flash_attn")),
+        _package("fa3", "flash attention 3 for Hopper", "flash-attn-3", _flash("flash_attn_interface")),
+        _package("fa4", "flash attention 4", "flash-attn-4", _flash("flash_attn.cute")),
+        _package("xformers", "memory_efficient_attention of xformers", "xformers", _xformers),
     ]
     return {b.name: b for b in found}
 
@@ -175,22 +175,18 @@ def _sdpa_backend(name: str, summary: str, kind: SDPBackend) -> Backend:
     return Backend(name=name, summary=summary, function=_sdpa([kind]), why_not=why)
 
 
-def _package(name: str, summary: str, module: str, wheel: str, function: Attention | None = None) -> Backend:
-    """A backend that a package brings, with one function ``flash_attn_func`` unless another is given."""
+def _package(name: str, summary: str, wheel: str, function: Attention) -> Backend:
+    """A backend that an optional package brings."""
 
     def why_not(device: torch.device) -> str | None:
         return _missing(wheel) or _no_gpu(device)
 
-    return Backend(
-        name=name,
-        summary=summary,
-        function=function or _flash(module),
-        why_not=why_not,
-        masks=function is not None,
-    )
+    return Backend(name=name, summary=summary, function=function, why_not=why_not, masks=False)
 
 
 def _flash(module: str) -> Attention:
+    """``flash_attn_func`` of this module."""
+
     def function(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         found = _loaded(module).flash_attn_func(q, k, v)
         out: Tensor = found[0] if isinstance(found, tuple) else found  # some releases add the log-sum-exp
@@ -200,17 +196,8 @@ def _flash(module: str) -> Attention:
 
 
 def _xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    out: Tensor = _loaded("xformers.ops").memory_efficient_attention(q, k, v, attn_bias=_bias(mask, q, k))
+    out: Tensor = _loaded("xformers.ops").memory_efficient_attention(q, k, v)
     return out
-
-
-def _bias(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
-    """Additive mask of the full shape (B, H, N, L), in the dtype of q."""
-    if mask is None:
-        return None
-    if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))
-    return mask.to(q.dtype).expand(q.shape[0], q.shape[2], q.shape[1], k.shape[1])
 
 
 @cache

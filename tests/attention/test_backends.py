@@ -202,3 +202,26 @@ def test_auto_and_named_kernels_compile_without_a_graph_break():
     for name in ("auto", "sdpa_math"):
         compiled = torch.compile(Attend(name), fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(*x), formula(*x))
+
+
+def test_packages_are_loaded_when_they_are_called_and_explain_a_failure(monkeypatch):
+    from diffalign.attention import backends
+
+    class FlashAttention:
+        @staticmethod
+        def flash_attn_func(q, k, v):
+            return formula(q, k, v), "log-sum-exp"
+
+    q, k, v = tensors()
+    monkeypatch.setattr(backends, "_loaded", lambda module: FlashAttention)
+    torch.testing.assert_close(backend("fa3").function(q, k, v, None), formula(q, k, v))
+    monkeypatch.undo()
+
+    def broken(module):
+        raise OSError("libcudart.so.12: cannot open shared object file")
+
+    monkeypatch.setattr(backends, "import_module", broken)
+    with pytest.raises(
+        RuntimeError, match=r"xformers.ops is installed but does not load \(libcudart.*use auto"
+    ):
+        backend("xformers").function(q, k, v, None)
