@@ -237,7 +237,7 @@ def score(
     prompt: Annotated[str | None, typer.Option(help="what they should show; not with --write")] = None,
     scorer: Annotated[
         list[str] | None,
-        typer.Option(help="name or name=weights, see: diffalign scorers list; pickscore where none is named"),
+        typer.Option(help="name, name=weights or name=weights?option=value&..., see: diffalign scorers list; else pickscore"),
     ] = None,
     weights: Annotated[
         str | None, typer.Option(help="weights of one; else $SCORERS_WEIGHTS/<scorer>")
@@ -254,8 +254,15 @@ def score(
         bool, typer.Option("--axioms", help="examine scorers: original over blurred, noised, ...")
     ] = False,
     processes: Annotated[int, typer.Option(min=1, help="with --output: share the work")] = 1,
-    batch: Annotated[int, typer.Option(min=1, help="pictures that go through a scorer at once")] = 32,
-    workers: Annotated[int, typer.Option(min=1, help="threads that read ahead")] = 4,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="pictures that go through a scorer at once; 32 if not given")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="with --output, --compare: threads that read ahead; 4")
+    ] = None,
+    allow_hub: Annotated[
+        bool, typer.Option("--allow-hub", help="download weights that are not here from Hugging Face")
+    ] = False,
 ) -> None:
     """Score pictures; many into a file; two folders against each other; with --write a data set.
 
@@ -268,27 +275,32 @@ def score(
     """
     from diffalign.label.at_scale import compare_paths, score_to_file
     from diffalign.label.axioms_command import score_axioms
-    from diffalign.label.command import refuse_ignored, score_pictures, write_labels
+    from diffalign.label.command import refuse_ignored, score_pictures, with_batch, write_labels
+    from scorers import Spec
 
     with one_clear_line():
-        specs = [f"{s}={weights}" if weights else s for s in scorer or ["pickscore"]]
+        named = [Spec.parse(s) for s in scorer or ["pickscore"]]
+        specs = [str(s.with_weights(weights) if weights else s) for s in named]
         modes = {"--axioms": axioms, "--write": write, "--compare": compare}
         refuse_ignored(
-            modes, scorers=len(specs), weights=weights, pairs=pairs, output=output, processes=processes
-        )
+            modes, scorers=len(specs), weights=weights, pairs=pairs, output=output, processes=processes,
+            workers=workers,
+        )  # fmt: skip
+        hub, size = {"allow_hub": allow_hub}, {"batch": batch or 32, "workers": workers or 4}
         if axioms:
             set_up_logging()
-            lines = score_axioms(images, specs, prompt=prompt, pairs=pairs, output=output)
+            lines = score_axioms(
+                with_batch(images, batch), specs, prompt=prompt, pairs=pairs, output=output, **hub
+            )
         elif write:
             set_up_logging()
-            lines = write_labels(images, specs, prompt, pairs, output)
+            lines = write_labels(with_batch(images, batch), specs, prompt, pairs, output, **hub)
         elif compare:
-            lines = compare_paths(images, specs, prompt, batch=batch, workers=workers)
+            lines = compare_paths(images, specs, prompt, **size, **hub)
         elif output is not None:
-            size = {"processes": processes, "batch": batch, "workers": workers}
-            lines = [score_to_file(images, specs, prompt, output, **size)]
+            lines = [score_to_file(images, specs, prompt, output, processes=processes, **size, **hub)]
         else:
-            lines = score_pictures(images, specs, prompt)
+            lines = score_pictures(images, specs, prompt, batch=size["batch"], **hub)
         typer.echo("\n".join(lines))
 
 

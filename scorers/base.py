@@ -5,14 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import Self, cast
+from dataclasses import fields, replace
+from typing import ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from scorers.gather import either, gather
+from scorers.hub import HubFiles
 from scorers.images import ImageLike, to_tensors
+from scorers.load_options import LoadOptions, PictureOptions
 from scorers.preprocess import Mode, Transform
 from scorers.protocol import Details, Kind, Need, PairOutput, ScoreOutput, Space
 
@@ -41,6 +43,12 @@ class ScorerBase(nn.Module):
     """``compare`` calls a tie where |2 prob - 1| is at most this; None never does."""
     preprocess: Transform | None = None
     """Transform of the pictures before the tower, for scorers that have one."""
+    hub: ClassVar[tuple[HubFiles, ...]] = ()
+    """Where the weights are published as tensors; see ``scorers.hub``."""
+    option_type: ClassVar[type[LoadOptions]] = LoadOptions
+    """What may be chosen in ``scorers.load(..., options=...)``."""
+    options_taken: LoadOptions = LoadOptions()
+    """What was chosen."""
 
     @abstractmethod
     def score_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -148,10 +156,25 @@ class ScorerBase(nn.Module):
         self.preprocess = replace(self.preprocess, mode=mode)
         return self
 
+    def take_options(self, options: LoadOptions) -> None:
+        """Take the options of ``scorers.load``; scorers that have some of their own extend it.
+
+        Raises:
+            TypeError: they are another scorer's.
+            ValueError: they do not go together.
+        """
+        if not isinstance(options, self.option_type):
+            raise TypeError(f"{self.name} takes {self.option_type.__name__}, not {type(options).__name__}")
+        if isinstance(options, PictureOptions):
+            self.with_preprocess(options.preprocess)
+        self.options_taken = options
+
     def describe(self) -> dict[str, str]:
         """Which scorer this is, for the record."""
         dtype = next((str(p.dtype).removeprefix("torch.") for p in self.parameters()), "float32")
         found = {"scorer": self.name, "version": self.version, "dtype": dtype}
+        taken = self.options_taken
+        found |= {f"option.{f.name}": str(getattr(taken, f.name)) for f in fields(taken)}
         return found if self.preprocess is None else found | {"preprocess": self.preprocess.id}
 
     def _output(self, found: Details, groups: list[int] | None) -> ScoreOutput:

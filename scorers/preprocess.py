@@ -18,6 +18,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 Mode = Literal["tensor", "exact"]
+Antialias = Literal["modern", "reference-2023"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +136,7 @@ class PadPreprocess(Transform):
     The published transform works on float tensors without cutting to [0, 1], so both modes are the same.
     """
 
-    antialias: Literal["modern", "reference-2023"] = "modern"
+    antialias: Antialias = "modern"
     """torchvision smooths before it makes tensors smaller since 0.17; ``"reference-2023"`` gives the numbers
     of earlier versions."""
 

@@ -18,6 +18,9 @@ from scorers.qwen_model import build_qwen, config_of, rename
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+QWEN_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+QWEN_FILES = ("config.json", "preprocessor_config.json", *QWEN_TOKENIZER, "*.safetensors*")
+"""What of a repository of the hub is needed: the shards, and the index of them."""
 MIN_PIXELS, MAX_PIXELS = 4 * 28 * 28, 16384 * 28 * 28
 """What Qwen2-VL's own processor uses where a folder has no preprocessor_config.json."""
 

@@ -282,8 +282,8 @@ class _Run:
             return TrainResult(best_step=0, validation=self._evaluate(), steps=0), _copy(self.learner)
         if saved.report["key"] != self.key:
             raise ValueError(
-                f"the resume state in {self.resume} is of other votes, pictures, options or starting weights; "
-                f"name another folder, or delete {NAME} there to start again"
+                f"the resume state in {self.resume} is of other votes, pictures, options or starting "
+                f"weights; name another folder, or delete {NAME} there to start again"
             )
         self.learner.load_state_dict(saved.weights)
         self.optimizer.load_state_dict(saved.optimizer)

@@ -23,4 +23,5 @@ class VPScore(ImageReward):
         "Generation, 2024, arXiv:2404.15100"
     )
     weights = "folder of your own training, in ImageReward's layout; none are published"
+    hub = ()
     default_sizes = BlipSizes()

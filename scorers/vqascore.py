@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -12,15 +13,25 @@ from torch import Tensor
 
 from scorers import catalogue
 from scorers.base import ScorerBase, check_batch
+from scorers.hub import HubFiles
+from scorers.load_options import LoadOptions, PictureOptions
 from scorers.protocol import Details
 from scorers.qwen import QwenPixels
 from scorers.qwen_chat import END
-from scorers.qwen_lm import QwenChat
+from scorers.qwen_lm import QWEN_FILES, QwenChat
 
 Form = Literal["yes-no", "likelihood"]
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
 YES = ("Yes", "yes", "YES", " Yes", " yes")
 NO = ("No", "no", "NO", " No", " no")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQAScoreOptions(PictureOptions):
+    """What may be chosen of a VQAScore."""
+
+    form: Form = "yes-no"
+    """The chance of yes against no, or the published likelihood of the answer."""
 
 
 @catalogue.register("vqascore")
@@ -46,6 +57,8 @@ class VQAScore(ScorerBase):
     )
     weights = "folder of a Qwen2-VL or Qwen2.5-VL with its tokenizer, e.g. Qwen/Qwen2.5-VL-7B-Instruct"
     size = "2 to 72 B"
+    hub = (HubFiles("Qwen/Qwen2.5-VL-7B-Instruct", QWEN_FILES),)
+    option_type: ClassVar[type[LoadOptions]] = VQAScoreOptions
     preprocess: QwenPixels
 
     def __init__(self, chat: QwenChat, form: Form = "yes-no") -> None:
@@ -65,15 +78,16 @@ class VQAScore(ScorerBase):
 
     @classmethod
     def load(
-        cls,
-        weights: Path | None,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-        form: Form = "yes-no",
+        cls, weights: Path | None, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
     ) -> Self:
         """Load a model folder; see ``QwenChat.load`` for what it holds and what is raised."""
-        return cls(QwenChat.load(cls.name, weights, cls.weights, device=device, dtype=dtype), form)
+        return cls(QwenChat.load(cls.name, weights, cls.weights, device=device, dtype=dtype))
+
+    def take_options(self, options: LoadOptions) -> None:
+        """See ScorerBase."""
+        super().take_options(options)
+        if isinstance(options, VQAScoreOptions):
+            self.form = options.form
 
     def score_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
         """Score pictures (B, 3, H, W) in [0, 1] for B prompts: (B,) float32, differentiable in the pictures.

@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from diffalign.assets import asset
 from diffalign.label.compare import compare_folders
-from diffalign.label.judges import load_judges
+from diffalign.label.judges import fetch_weights, load_judges, own_device
 from diffalign.label.many import Progress as Report
 from diffalign.label.many import Share, score_many, spawn
 from diffalign.label.pictures import pictures
@@ -27,17 +27,19 @@ def score_to_file(
     processes: int = 1,
     batch: int = 32,
     workers: int = 4,
+    allow_hub: bool = False,
 ) -> str:
     """Score files, folders, parquet tables and webdataset shards into one file; see ``label.many``.
 
     Args:
         paths: what holds the pictures.
-        specs: scorers, ``name``, ``name=weights`` or the address of a reward server.
+        specs: scorers, ``name=weights?option=value`` or the address of a reward server.
         prompt: of all pictures; None takes what stands beside each.
         output: ``.jsonl`` or ``.parquet`` file that does not exist.
         processes: start so many of this command, which share the work.
         batch: pictures that go through a scorer at once.
         workers: threads that read ahead.
+        allow_hub: download weights that are not here, where they are published.
 
     Returns:
         A line that says what was done.
@@ -51,20 +53,30 @@ def score_to_file(
             raise FileExistsError(f"{output} exists and is not overwritten: name another --output")
         arguments = [*paths, *(part for spec in specs for part in ("--scorer", spec))]
         arguments += ["--prompt", prompt] if prompt is not None else []
+        if allow_hub:
+            fetch_weights(specs)  # once, before many want them
+            arguments.append("--allow-hub")
         spawn(
             processes,
             ["score", *arguments, "--output", str(output), "--batch", str(batch), "--workers", str(workers)],
         )
         return f"{output}: done by {processes} processes"
     share = Share.of_environment()
-    items, judges = pictures([_found(p) for p in paths], prompt), load_judges(specs, _device(share))
+    items = pictures([_found(p) for p in paths], prompt)
+    judges = load_judges(specs, own_device(share.rank), allow_hub=allow_hub)
     with _bar(share.rank == 0) as report:
         found = score_many(items, judges, output, batch=batch, workers=workers, share=share, progress=report)
     return found.line()
 
 
 def compare_paths(
-    paths: Sequence[str], specs: Sequence[str], prompt: str | None, *, batch: int = 32, workers: int = 4
+    paths: Sequence[str],
+    specs: Sequence[str],
+    prompt: str | None,
+    *,
+    batch: int = 32,
+    workers: int = 4,
+    allow_hub: bool = False,
 ) -> list[str]:
     """A line per scorer: win rate, with interval, of the second folder over the first.
 
@@ -74,19 +86,10 @@ def compare_paths(
     if len(paths) != 2:
         raise ValueError(f"--compare needs two folders, the base first, got {len(paths)}")
     base, model = (_found(p) for p in paths)
-    judges = load_judges(specs, _device(Share()))
+    judges = load_judges(specs, own_device(), allow_hub=allow_hub)
     with _bar(True) as report:
         found = compare_folders(base, model, judges, prompt, batch=batch, workers=workers, progress=report)
     return [verdict.line(base, model) for verdict in found]
-
-
-def _device(share: Share) -> str:
-    """The process's own GPU where there are several."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{share.rank % torch.cuda.device_count()}"
 
 
 def _found(path: str) -> Path:
