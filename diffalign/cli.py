@@ -237,7 +237,9 @@ def score(
     prompt: Annotated[str | None, typer.Option(help="what they should show; not with --write")] = None,
     scorer: Annotated[
         list[str] | None,
-        typer.Option(help="name, name=weights or name=weights?option=value&..., see: diffalign scorers list; else pickscore"),
+        typer.Option(
+            help="name=weights?option=value, see: diffalign scorers list; pickscore where none is named"
+        ),
     ] = None,
     weights: Annotated[
         str | None, typer.Option(help="weights of one; else $SCORERS_WEIGHTS/<scorer>")
@@ -273,35 +275,17 @@ def score(
     diffalign score samples/preferences/folder --write --scorer shapes-large --output labels.jsonl, or
     diffalign score outputs/base outputs/other --write --pairs best_worst --output outputs/pairs
     """
-    from diffalign.label.at_scale import compare_paths, score_to_file
-    from diffalign.label.axioms_command import score_axioms
-    from diffalign.label.command import refuse_ignored, score_pictures, with_batch, write_labels
-    from scorers import Spec
+    from diffalign.label.request import ScoreRequest
 
     with one_clear_line():
-        named = [Spec.parse(s) for s in scorer or ["pickscore"]]
-        specs = [str(s.with_weights(weights) if weights else s) for s in named]
-        modes = {"--axioms": axioms, "--write": write, "--compare": compare}
-        refuse_ignored(
-            modes, scorers=len(specs), weights=weights, pairs=pairs, output=output, processes=processes,
-            workers=workers,
+        request = ScoreRequest(
+            images=images, scorers=scorer or ["pickscore"], prompt=prompt, weights=weights, write=write,
+            compare=compare, axioms=axioms, pairs=pairs, output=output, processes=processes, batch=batch,
+            workers=workers, allow_hub=allow_hub,
         )  # fmt: skip
-        hub, size = {"allow_hub": allow_hub}, {"batch": batch or 32, "workers": workers or 4}
-        if axioms:
+        if write or axioms:
             set_up_logging()
-            lines = score_axioms(
-                with_batch(images, batch), specs, prompt=prompt, pairs=pairs, output=output, **hub
-            )
-        elif write:
-            set_up_logging()
-            lines = write_labels(with_batch(images, batch), specs, prompt, pairs, output, **hub)
-        elif compare:
-            lines = compare_paths(images, specs, prompt, **size, **hub)
-        elif output is not None:
-            lines = [score_to_file(images, specs, prompt, output, processes=processes, **size, **hub)]
-        else:
-            lines = score_pictures(images, specs, prompt, batch=size["batch"], **hub)
-        typer.echo("\n".join(lines))
+        typer.echo("\n".join(request.lines()))
 
 
 @app.command()

@@ -16,8 +16,8 @@ from scorers import catalogue
 from scorers.base import ScorerBase, check_batch
 from scorers.clip_hf import OLD_KEYS, load_clip, restore_positions
 from scorers.clip_open import FILES, load_open_clip, picture_side
-from scorers.loading import build, need_weights, read_state
 from scorers.load_options import LoadOptions, PictureOptions
+from scorers.loading import build, need_weights, read_state
 from scorers.preprocess import Preprocess, SquashPreprocess, Transform
 
 logger = logging.getLogger(__name__)

@@ -76,7 +76,7 @@ def image_digest(image: ImageLike) -> bytes:
 def _all_of(file: io.IOBase) -> bytes:
     """Content of an open file, which is left where it stood, as training reads it later."""
     place = file.tell()
-    data: bytes = file.read()  # type: ignore[attr-defined]
+    data: bytes = file.read()
     file.seek(place)
     return data
 

@@ -17,6 +17,10 @@ from torch import Tensor
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+LONGEST = 16
+"""How many times longer than the other a side may be where the short one is enlarged or reduced to a fixed
+size: at 224 pixels that is 10 MB a picture, and only its middle would be looked at."""
+
 Mode = Literal["tensor", "exact"]
 Antialias = Literal["modern", "reference-2023"]
 
@@ -104,6 +108,7 @@ class Preprocess(Transform):
     def _sides(self, x01: Tensor) -> tuple[int, int]:
         height, width = x01.shape[-2:]
         short = min(height, width)
+        check_shape(height, width)
         return int(self.size * height / short), int(self.size * width / short)
 
     def _crop(self, x: Tensor) -> Tensor:
@@ -173,6 +178,19 @@ class SquashPreprocess(Transform):
 
     def _published(self, x01: Tensor) -> Tensor:
         return pil_resize(x01, self.size, self.size)
+
+
+def check_shape(height: int, width: int) -> None:
+    """See that a picture may be resized by its short side.
+
+    Raises:
+        ValueError: it is a strip, of which the long side would become huge.
+    """
+    if max(height, width) > LONGEST * min(height, width):
+        raise ValueError(
+            f"a picture of {height} x {width} pixels is a strip; one side may be at most {LONGEST} times the "
+            "other where the middle is cut out: crop it"
+        )
 
 
 def resize(x01: Tensor, height: int, width: int, *, antialias: bool = True) -> Tensor:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from scorers import catalogue
 from scorers.base import ScorerBase, broadcast, check_batch
-from scorers.images import ImageLike, to_tensors
 from scorers.hub import HubFiles
+from scorers.images import ImageLike, to_tensors
 from scorers.load_options import LoadOptions
 from scorers.protocol import Details, PairOutput
 from scorers.qwen_chat import template

@@ -1,8 +1,8 @@
-"""What ``diffalign score`` does, with and without ``--write``."""
+"""What ``diffalign score`` does to pictures alone, and with ``--write``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -46,45 +46,6 @@ def score_pictures(
     return ["\t".join([*cells, path]) for path, *cells in zip(images, *columns, strict=True)]
 
 
-def refuse_ignored(
-    modes: Mapping[str, bool],
-    *,
-    scorers: int,
-    weights: str | None,
-    pairs: str | None,
-    output: Path | None,
-    processes: int,
-    workers: int | None,
-) -> None:
-    """Refuse options of ``diffalign score`` that would silently do nothing.
-
-    Args:
-        modes: whether ``--axioms``, ``--write`` and ``--compare`` are given, by name.
-        scorers: how many.
-        weights: of ``--weights``.
-        pairs: rule of ``--pairs``.
-        output: of ``--output``.
-        processes: of ``--processes``.
-        workers: of ``--workers``, None where it is not given.
-
-    Raises:
-        ValueError: two modes at once, an option of another mode, or one set of weights for several scorers.
-    """
-    asked = [name for name, given in modes.items() if given]
-    if len(asked) > 1:
-        raise ValueError(f"{' and '.join(asked)} are different commands; give one of them")
-    if pairs is not None and asked in ([], ["--compare"]):
-        raise ValueError("--pairs writes what was scored: add --write")
-    if output is not None and asked == ["--compare"]:
-        raise ValueError("--compare prints its verdict and writes nothing: leave --output out")
-    if processes > 1 and (asked or output is None):
-        raise ValueError("--processes share the scoring into a file: give --output, and none of the modes")
-    if workers is not None and asked != ["--compare"] and (asked or output is None):
-        raise ValueError("--workers read ahead of --output and --compare; leave them out here")
-    if scorers > 1 and weights is not None:
-        raise ValueError("--weights belong to one scorer; for several write --scorer name=weights")
-
-
 def _column(judge: Judge, images: Sequence[str], prompt: str | None, batch: int) -> list[str]:
     """What one scorer says of each picture: its score, or why there is none."""
     if prompt is None and "prompt" in judge.scorer.needs:
@@ -95,19 +56,6 @@ def _column(judge: Judge, images: Sequence[str], prompt: str | None, batch: int)
         found = score_each(judge.scorer, pictures, [prompt or ""] * len(pictures), chunk=batch)
         cells += [o.status if o.score is None else f"{o.score:.4f}" for o in found]
     return cells
-
-
-def with_batch(arguments: Sequence[str], batch: int | None) -> list[str]:
-    """``--batch`` as the option of the data set's pass that it is; None adds nothing.
-
-    Raises:
-        ValueError: ``batch=`` is given as well.
-    """
-    if batch is None:
-        return [*arguments]
-    if any(a.startswith("batch=") for a in arguments):
-        raise ValueError("--batch and batch= are the same; give one of them")
-    return [*arguments, f"batch={batch}"]
 
 
 def write_labels(

@@ -38,7 +38,7 @@ class Judge:
         Raises:
             DataError: a score that is not finite.
         """
-        found = self.scorer.score_tensor(x01.to(self.device), list(prompts)).double().cpu()
+        found = self.scorer.score_tensor(x01.to(self.device), list(prompts)).cpu().double()
         if not found.isfinite().all():
             raise DataError(f"scorer {self.name}: a score is not finite; look at its weights and precision")
         better: Tensor = found if self.scorer.higher_better else -found

@@ -248,7 +248,7 @@ def test_resizing_while_reading_changes_nothing(tmp_path: Path) -> None:
 def test_commands_say_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffalign.label import at_scale
 
-    monkeypatch.setattr(at_scale, "load_judges", lambda specs, device: [judge()])
+    monkeypatch.setattr(at_scale, "load_judges", lambda specs, device, allow_hub: [judge()])
     a, b = folder(tmp_path / "a", 4, prompts=2), folder(tmp_path / "b", 4, shift=50, prompts=2)
     line = at_scale.score_to_file([str(a), str(b)], ["grey"], None, tmp_path / "out.jsonl")
     assert "8 scored" in line
