@@ -42,6 +42,11 @@ class Spec:
             options[key] = value
         return cls(name=name, weights=weights or None, options=options)
 
+    @property
+    def remote(self) -> bool:
+        """Whether it is the address of a reward server."""
+        return self.name.startswith(REMOTE)
+
     def with_weights(self, weights: str) -> Self:
         """The same with these weights.
 

@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from diffalign.assets import asset
 from diffalign.label.compare import compare_folders
-from diffalign.label.judges import fetch_weights, load_judges, own_device
+from diffalign.label.judges import fetch_weights, load_judges, own_device, refuse_unknown
 from diffalign.label.many import Progress as Report
 from diffalign.label.many import Share, score_many, spawn
 from diffalign.label.pictures import pictures
@@ -48,6 +48,7 @@ def score_to_file(
         FileExistsError: the output exists.
         ChildProcessError: one of several processes failed.
     """
+    refuse_unknown(specs)
     if processes > 1:
         if output.exists():
             raise FileExistsError(f"{output} exists and is not overwritten: name another --output")

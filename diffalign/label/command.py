@@ -10,7 +10,7 @@ from rich.progress import Progress
 
 from diffalign.assets import asset
 from diffalign.config import load
-from diffalign.label.judges import Judge, load_judges, own_device
+from diffalign.label.judges import Judge, load_judges, own_device, refuse_unknown
 from diffalign.label.options import LabelOptions
 from diffalign.label.write import write_scores
 from scorers.each import read_each, score_each
@@ -38,6 +38,7 @@ def score_pictures(
         DataError: a scorer of pairs, or of latents.
         FileNotFoundError: no such picture or weights.
     """
+    refuse_unknown(specs)
     for path in images:
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no picture {path}; folders are scored with --output")

@@ -79,6 +79,17 @@ def load_judge(spec: str, device: str | torch.device = "cpu", *, allow_hub: bool
     return Judge(name=name, scorer=scorer, id=known, device=device)
 
 
+def refuse_unknown(specs: Sequence[str]) -> None:
+    """See that scorers of these names exist, before anything else is read or loaded.
+
+    Raises:
+        RegistryError: one does not; the message suggests near names.
+    """
+    for spec in map(scorers.Spec.parse, specs):
+        if not spec.remote:
+            scorers.catalogue.get(spec.name)
+
+
 def fetch_weights(specs: Sequence[str]) -> None:
     """Download what these scorers lack, where it is published; see ``scorers.find_weights``."""
     for spec in map(scorers.Spec.parse, specs):
