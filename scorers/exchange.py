@@ -120,7 +120,7 @@ def _connect(connection: HTTPConnection, within: float, connect: Callable[[], No
     try:
         connect()
     except TimeoutError:
-        raise TimeoutError(f"no connection in {connection.timeout:g} s") from None
+        raise TimeoutError(f"no connection in {connection.timeout:.2g} s") from None
     connection.sock.settimeout(reading)
 
 

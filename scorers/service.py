@@ -51,6 +51,8 @@ class Memory:
 
         def take(size: int) -> None:
             nonlocal mine
+            if mine + size > self.most:
+                raise RefusedError(413, f"the request alone takes {mine + size} bytes; send fewer pictures")
             if self.held + size > self.most:
                 raise RefusedError(503, f"{self.held} bytes of requests are being worked on; come again")
             self.held, mine = self.held + size, mine + size
