@@ -112,7 +112,7 @@ class GPM(ScorerBase):
 
     @classmethod
     def create(cls, encoder: PickScore, options: GPMOptions | None = None) -> Self:
-        """A new head with random weights on an encoder, to be trained with ``gpm_loss``."""
+        """A new head with random weights on an encoder, to be trained with ``pair_cross_entropy``."""
         width = encoder.clip.config.projection_dim
         return cls(encoder, GPMHead(2 * width, width, options or GPMOptions()).to(encoder.device))
 

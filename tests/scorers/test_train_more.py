@@ -54,7 +54,20 @@ def rankings(n: int, seed: int) -> list[Ranking]:
     return rows
 
 
-@pytest.mark.parametrize("loss", ["pickscore", "hpsv2", "bradley-terry", "listwise"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "pickscore",
+        "hpsv2",
+        "bradley-terry",
+        "margin",
+        "ties",
+        "soft-choice",
+        "listwise",
+        "choice",
+        "ranking-hinge",
+    ],
+)
 def test_every_loss_learns_from_votes_and_rankings(loss: str) -> None:
     options = replace(OPTIONS, loss=loss, learning_rate=0.5, steps=12)
     for data in (bright_votes(32, 0), rankings(16, 0)):
