@@ -129,11 +129,25 @@ class ScorerBase(nn.Module):
         Raises:
             ValueError: not as many pictures on both sides, or see ``__call__``.
         """
+        first, second, texts = self.paired(a, b, prompts, value_range)
+        return self.pair(*(self(x, texts, chunk=chunk) for x in (first, second)))
+
+    def paired(
+        self,
+        a: ImageLike | Sequence[ImageLike],
+        b: ImageLike | Sequence[ImageLike],
+        prompts: str | Sequence[str] | None,
+        value_range: tuple[float, float],
+    ) -> tuple[list[Tensor], list[Tensor], list[str]]:
+        """Both sides of n pairs as (3, H, W) tensors in [0, 1], and a prompt for each.
+
+        Raises:
+            ValueError: see ``compare``.
+        """
         first, second = to_tensors(a, value_range), to_tensors(b, value_range)
         if len(first) != len(second):
             raise ValueError(f"{len(first)} pictures cannot be compared with {len(second)}; give pairs")
-        texts = broadcast(prompts, len(first), needed="prompt" in self.needs)
-        return self.pair(*(self(x, texts, chunk=chunk) for x in (first, second)))
+        return first, second, broadcast(prompts, len(first), needed="prompt" in self.needs)
 
     def pair(self, a: ScoreOutput, b: ScoreOutput) -> PairOutput:
         """Turn the scores of both sides of B pairs into a comparison; override it for another calibration."""

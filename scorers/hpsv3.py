@@ -15,7 +15,7 @@ from scorers import catalogue
 from scorers.base import ScorerBase, check_batch
 from scorers.hub import HubFiles
 from scorers.load_options import LoadOptions, PictureOptions
-from scorers.loading import need_weights, read_state
+from scorers.loading import need_folder, read_state
 from scorers.protocol import Details, PairOutput, ScoreOutput
 from scorers.qwen import QwenPixels
 from scorers.qwen_chat import IMAGE, Tokens, check_prompts, conversation, load_tokenizer, template, tokenize
@@ -122,9 +122,7 @@ class HPSv3(ScorerBase):
             FileNotFoundError: no folder given or found, or a file is missing in it.
             ValueError: the weights do not fit the configuration key by key, or the tokenizer not the model.
         """
-        folder = need_weights(cls.name, weights, cls.weights)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"scorer {cls.name!r}: {folder} is no folder; it takes a {cls.weights}")
+        folder = need_folder(cls.name, weights, cls.weights)
         state = rename(read_state(folder))
         words = _words(state, folder)
         config = config_of(folder, words)

@@ -16,7 +16,7 @@ from scorers.base import ScorerBase, check_batch
 from scorers.blip import BlipRegressor, BlipSizes, load_blip, published
 from scorers.hub import HubFiles
 from scorers.load_options import LoadOptions, PictureOptions
-from scorers.loading import need_weights
+from scorers.loading import need_folder
 from scorers.preprocess import Preprocess
 from scorers.texts import refuse_special
 
@@ -79,11 +79,7 @@ class ImageReward(ScorerBase):
             FileNotFoundError: no folder given or found, or a file is missing in it.
             ValueError: the weights do not fit the sizes key by key, or the tokenizer has too many tokens.
         """
-        folder = need_weights(cls.name, weights, cls.weights)
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"scorer {cls.name!r}: {folder} is no folder; it takes a {cls.weights}, which stay together"
-            )
+        folder = need_folder(cls.name, weights, cls.weights)
         sizes = BlipSizes.read(folder, cls.default_sizes)
         blip = load_blip(folder, sizes)
         for tower in (blip.vision, blip.text):

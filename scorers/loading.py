@@ -49,6 +49,18 @@ def need_weights(name: str, weights: Path | None, what: str) -> Path:
     )
 
 
+def need_folder(name: str, weights: Path | None, what: str) -> Path:
+    """The same where several files stay together.
+
+    Raises:
+        FileNotFoundError: nothing given or found, or a single file.
+    """
+    folder = need_weights(name, weights, what)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"scorer {name!r}: {folder} is no folder; it takes a {what}")
+    return folder
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """Read a checkpoint: a file, or a folder with one file or with shards and their index.
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from scorers import catalogue
-from scorers.base import ScorerBase, broadcast, check_batch
+from scorers.base import check_batch
 from scorers.hub import HubFiles
-from scorers.images import ImageLike, to_tensors
+from scorers.images import ImageLike
 from scorers.load_options import LoadOptions
 from scorers.protocol import Details, PairOutput
 from scorers.qwen_chat import template
-from scorers.qwen_lm import QWEN_FILES, Chat, QwenChat
+from scorers.qwen_lm import QWEN_FILES, Chat, ChatScorer, QwenChat
 from scorers.unifiedreward_parse import (
     AXES,
     Parsed,
@@ -43,7 +42,7 @@ class UnifiedRewardOptions(LoadOptions):
 
 
 @catalogue.register("unifiedreward")
-class UnifiedReward(ScorerBase):
+class UnifiedReward(ChatScorer):
     """Marks of 1 to 5 that a model writes, and comparisons in both orders; no gradient.
 
     A reply without a readable mark scores NaN and says so in ``status``; it never counts as 0. ``compare``
@@ -79,19 +78,11 @@ class UnifiedReward(ScorerBase):
         Raises:
             ValueError: unknown questions, or ``soft`` with ``"axes"``.
         """
-        super().__init__()
-        self.chat = chat
+        super().__init__(chat)
         self._choose(questions, soft)
         self.max_new_tokens = max_new_tokens
         if isinstance(chat, nn.Module):
             self.eval().requires_grad_(False)
-
-    @classmethod
-    def load(
-        cls, weights: Path | None, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-    ) -> Self:
-        """Load a model folder; see ``QwenChat.load`` for what it holds and what is raised."""
-        return cls(QwenChat.load(cls.name, weights, cls.weights, device=device, dtype=dtype))
 
     def take_options(self, options: LoadOptions) -> None:
         """See ScorerBase."""
@@ -152,10 +143,7 @@ class UnifiedReward(ScorerBase):
         Raises:
             ValueError: not as many pictures on both sides, or see ``__call__``.
         """
-        first, second = to_tensors(a, value_range), to_tensors(b, value_range)
-        if len(first) != len(second):
-            raise ValueError(f"{len(first)} pictures cannot be compared with {len(second)}; give pairs")
-        texts = broadcast(prompts, len(first))
+        first, second, texts = self.paired(a, b, prompts, value_range)
         answers, status = torch.empty(2, len(first)), ["ok"] * len(first)
         with torch.no_grad():
             for rows in _stacks(first, second, chunk):

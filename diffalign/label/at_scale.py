@@ -10,11 +10,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from diffalign.assets import asset
 from diffalign.label.compare import compare_folders
 from diffalign.label.judges import fetch_weights, load_judges, own_device, refuse_unknown
 from diffalign.label.many import Progress as Report
 from diffalign.label.many import Share, score_many, spawn
+from diffalign.label.paths import path_of
 from diffalign.label.pictures import pictures
 
 
@@ -63,7 +63,7 @@ def score_to_file(
         )
         return f"{output}: done by {processes} processes"
     share = Share.of_environment()
-    items = pictures([_found(p) for p in paths], prompt)
+    items = pictures([path_of(p) for p in paths], prompt)
     judges = load_judges(specs, own_device(share.rank), allow_hub=allow_hub)
     with _bar(share.rank == 0) as report:
         found = score_many(items, judges, output, batch=batch, workers=workers, share=share, progress=report)
@@ -86,19 +86,11 @@ def compare_paths(
     """
     if len(paths) != 2:
         raise ValueError(f"--compare needs two folders, the base first, got {len(paths)}")
-    base, model = (_found(p) for p in paths)
+    base, model = (path_of(p) for p in paths)
     judges = load_judges(specs, own_device(), allow_hub=allow_hub)
     with _bar(True) as report:
         found = compare_folders(base, model, judges, prompt, batch=batch, workers=workers, progress=report)
     return [verdict.line(base, model) for verdict in found]
-
-
-def _found(path: str) -> Path:
-    """Path of an asset, or as it is, so that what reads it says what is missing."""
-    try:
-        return asset(path)
-    except FileNotFoundError:
-        return Path(path)
 
 
 @contextmanager

@@ -8,13 +8,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from diffalign.assets import asset
 from diffalign.config import load
 from diffalign.data.readers import read
 from diffalign.data.writers import write
 from diffalign.evaluate.stats import Interval
 from diffalign.label.axioms import AXIOMS, AxiomOptions, Case, Finding, axiom_cases, axiom_pairs, examine
 from diffalign.label.judges import Judge, load_judges, own_device
+from diffalign.label.paths import split_changes
 
 
 def score_axioms(
@@ -42,8 +42,7 @@ def score_axioms(
     """
     if prompt is not None or pairs is not None:
         raise ValueError("--axioms takes neither --prompt nor --pairs; name a data set")
-    changes = [a for a in arguments if "=" in a and not Path(a).exists()]
-    paths = [_found(a) for a in arguments if a not in changes]
+    paths, changes = split_changes([*arguments])
     if len(paths) != 1:
         raise ValueError(f"--axioms examines scorers on one data set, and {len(paths)} are named")
     if output is not None and output.exists():
@@ -64,14 +63,6 @@ def _examined(judges: Sequence[Judge], cases: Sequence[Case], options: AxiomOpti
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("cases", total=len(cases))
         return examine(judges, cases, options, progress=lambda done: bar.update(task, completed=done))
-
-
-def _found(path: str) -> Path:
-    """Path of an asset, or as it is: its reader says where nothing is."""
-    try:
-        return asset(path)
-    except FileNotFoundError:
-        return Path(path)
 
 
 def table(findings: Sequence[Finding]) -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from diffalign.assets import asset
 from diffalign.config import load
-from diffalign.label.judges import Judge, load_judges, own_device, refuse_unknown
+from diffalign.label.judges import Judge, load_judges, own_device
 from diffalign.label.options import LabelOptions
+from diffalign.label.paths import split_changes
 from diffalign.label.write import write_scores
 from scorers.each import read_each, score_each
 
@@ -38,19 +38,18 @@ def score_pictures(
         DataError: a scorer of pairs, or of latents.
         FileNotFoundError: no such picture or weights.
     """
-    refuse_unknown(specs)
+    judges = load_judges(specs, own_device(), allow_hub=allow_hub)
+    if prompt is None and any("prompt" in judge.scorer.needs for judge in judges):
+        raise ValueError("say by --prompt what the pictures should show, or score a data set by --write")
     for path in images:
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no picture {path}; folders are scored with --output")
-    judges = load_judges(specs, own_device(), allow_hub=allow_hub)
     columns = [_column(judge, images, prompt, batch) for judge in judges]
     return ["\t".join([*cells, path]) for path, *cells in zip(images, *columns, strict=True)]
 
 
 def _column(judge: Judge, images: Sequence[str], prompt: str | None, batch: int) -> list[str]:
     """What one scorer says of each picture: its score, or why there is none."""
-    if prompt is None and "prompt" in judge.scorer.needs:
-        raise ValueError("say by --prompt what the pictures should show, or score a data set by --write")
     cells: list[str] = []
     for start in range(0, len(images), batch):
         pictures = read_each([Path(path) for path in images[start : start + batch]])
@@ -83,8 +82,7 @@ def write_labels(
     """
     if prompt is not None:
         raise ValueError("--prompt is for picture files; data that are written have their own prompts")
-    changes = [a for a in arguments if "=" in a and not Path(a).exists()]
-    paths = [_found(a) for a in arguments if a not in changes]
+    paths, changes = split_changes([*arguments])
     if not paths:
         raise ValueError("name a data set, or folders of images, to score")
     options = load(LabelOptions, {}, changes)
@@ -96,11 +94,3 @@ def write_labels(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
     return [f"{target}: {line}"]
-
-
-def _found(path: str) -> Path:
-    """Path of an asset, or as it is: a glob pattern, or one whose reader says that there is nothing."""
-    try:
-        return asset(path)
-    except FileNotFoundError:
-        return Path(path)

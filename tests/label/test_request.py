@@ -53,7 +53,7 @@ def test_the_batch_is_honoured_and_so_is_the_gpu(tmp_path: Path, monkeypatch: py
     assert own_device(3) == "cuda:1"
 
 
-def test_names_and_files_are_looked_at_before_anything_is_loaded() -> None:
+def test_unknown_names_and_missing_files_are_said() -> None:
     with pytest.raises(RegistryError, match="did you mean 'pickscore'"):
         score_pictures(["nowhere.png"], ["pikscore"], "a")
     with pytest.raises(FileNotFoundError, match=r"no picture nowhere\.png; folders are scored with --output"):
