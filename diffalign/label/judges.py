@@ -69,8 +69,8 @@ def load_judge(spec: str, device: str | torch.device = "cpu", *, allow_hub: bool
     scorer = scorers.load(name, weights, device, options=given.options)
     if scorer.kind != "pointwise" or scorer.space != "pixel":
         raise DataError(
-            f"scorer {name} is {scorer.kind} in {scorer.space} space and has no score of one picture; see its "
-            "compare, or take a pointwise one"
+            f"scorer {name} is {scorer.kind} in {scorer.space} space and has no score of one picture; see "
+            "its compare, or take a pointwise one"
         )
     digest = "" if weights is None else _digest(weights)
     if isinstance(scorer, RemoteScorer):

@@ -32,7 +32,7 @@ from scorers.each import Outcome, score_each
 from scorers.protocol import Details
 from scorers.server import TOKEN_VARIABLE, ServerOptions, is_loopback, make_app, serve
 from scorers.service import identity
-from scorers.wire import NPZ, SAFETENSORS, Limits, TooLargeError, decode, encode, encode_npz
+from scorers.wire import NPZ, SAFETENSORS, Limits, TooLargeError, WireError, decode, encode, encode_npz
 
 LIMITS = Limits(body=200_000, items=8, pixels=64 * 64, prompt=100)
 
@@ -416,6 +416,24 @@ def test_formats_that_run_other_programs_are_not_opened() -> None:
     (found,), _ = decode(encode_npz([encoded("EPS", (4, 4))], ["a"]), NPZ, Limits())
     assert isinstance(found, Outcome)
     assert "no picture in a known format" in found.status
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_is_never_run(tmp_path: Path) -> None:
+    buffer, prompts = io.BytesIO(), np.frombuffer(b'["a"]', np.uint8)
+    np.savez(buffer, **{"image.0": np.array([Trap(tmp_path / "run")], dtype=object)}, prompts=prompts)
+    with pytest.raises(WireError, match="no npz of plain arrays"):
+        decode(buffer.getvalue(), NPZ, Limits())
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_taken_port_is_an_error_of_its_own() -> None:
