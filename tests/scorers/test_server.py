@@ -361,7 +361,7 @@ def test_the_client_goes_on_after_the_server_was_killed() -> None:
     second: list[subprocess.Popen[bytes]] = []
     try:
         remote = RemoteScorer(
-            f"http://127.0.0.1:{port}", options=ClientOptions(chunk=2, workers=2, backoff=0.05)
+            f"http://127.0.0.1:{port}", options=ClientOptions(chunk=2, workers=2, backoff=0.05, start=60.0)
         )
         seen: list[float] = []
         for i in range(60):
