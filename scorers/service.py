@@ -63,6 +63,15 @@ class Memory:
             self.held -= mine
 
 
+def _refused(take: Callable[[int], None], size: int) -> RefusedError | None:
+    """Take bytes, or say why not."""
+    try:
+        take(size)
+    except RefusedError as error:
+        return error
+    return None
+
+
 def identity(scorer: Scorer) -> str:
     """Digest of what is served: name, version, options, and every weight."""
     about = scorer.describe() if isinstance(scorer, ScorerBase) else {}
@@ -165,23 +174,29 @@ class Service:
             return {"id": self.id, "outcomes": [o.row() for o in await self._outcomes(pictures, prompts)]}
 
     async def _body(self, request: Any, take: Callable[[int], None]) -> bytes:
-        """Read the body; what is too large is read on a little and dropped, so that the answer arrives."""
+        """Read the body; what there is no room for is read on and dropped, so that the answer arrives."""
+        from starlette.requests import ClientDisconnect
+
         most = self.options.limits.body
         stated = request.headers.get("content-length", "0")
         if stated.isdecimal() and int(stated) > 2 * most:
             raise RefusedError(413, f"the body has {stated} bytes; at most {most} are taken")
-        parts, size = [], 0
+        parts, size, refused = [], 0, None
         try:
             async with asyncio.timeout(self.options.read_timeout):
                 async for part in request.stream():
                     size += len(part)
                     if size > 2 * most:
                         break
-                    if size <= most:
-                        take(len(part))
+                    if size <= most and refused is None:
+                        refused = _refused(take, len(part))
                         parts.append(part)
+        except ClientDisconnect as error:
+            raise RefusedError(400, "the client went away before its body was whole") from error
         except TimeoutError as error:
             raise RefusedError(408, f"the body did not arrive in {self.options.read_timeout:g} s") from error
+        if refused is not None:
+            raise refused
         if size > most:
             raise RefusedError(413, f"the body has {size} bytes or more; at most {most} are taken")
         return b"".join(parts)

@@ -32,7 +32,7 @@ def test_the_circle_has_no_best_colour() -> None:
 
 
 def test_the_order_turns_the_votes_on_first_and_last_round() -> None:
-    circle, order = (circle_votes(90, 0, cyclic=cyclic) for cyclic in (True, False))
+    circle, order = (circle_votes(45, 0, cyclic=cyclic) for cyclic in (True, False))
     pairs = list(zip(circle, order, strict=True))
     assert all(torch.equal(torch.as_tensor(a.first), torch.as_tensor(b.first)) for a, b in pairs)
     assert 0.2 < sum(a.label != b.label for a, b in pairs) / len(pairs) < 0.47
