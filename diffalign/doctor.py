@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any
 
 from rich.console import Group
 from rich.table import Table
@@ -46,8 +45,8 @@ class Findings:
     """What torch can compute on."""
     nvidia_driver: bool = False
     """Whether the machine has an NVIDIA driver, whatever torch makes of it."""
-    attention: Mapping[str, bool] = field(default_factory=dict)
-    """Which backends of scaled_dot_product_attention run on the first device."""
+    attention: Mapping[str, str | None] = field(default_factory=dict)
+    """Why an attention backend, or the fused form for users, cannot train on the first device; None: can."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +96,8 @@ def render(findings: Findings) -> Group:
         missing = "not installed (optional)" if name in OPTIONAL else "[red]missing[/red]"
         table.add_row(name, version or missing)
     table.add_row("devices", "\n".join(findings.devices))
-    for name, runs in findings.attention.items():
-        table.add_row(f"attention {name}", "yes" if runs else "no")
+    for name, reason in findings.attention.items():
+        table.add_row(f"attention {name}", f"no: {reason}" if reason else "yes")
     lines = [f"[red]problem[/red] {p.what}\n  [green]remedy[/green] {p.remedy}" for p in problems(findings)]
     return Group(table, *(lines or ["No problems found."]))
 
@@ -168,29 +167,31 @@ def _devices() -> tuple[str, ...]:
     return (*cuda, *mps, "cpu")
 
 
-def _attention(device: str) -> dict[str, bool]:
-    """Try each backend of scaled_dot_product_attention, forward and backward, on tiny bf16 tensors."""
-    from torch.nn.attention import SDPBackend
-
-    names = {
-        "flash": SDPBackend.FLASH_ATTENTION,
-        "memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
-        "cudnn": SDPBackend.CUDNN_ATTENTION,
-        "math": SDPBackend.MATH,
-    }
-    return {name: _runs(backend, device) for name, backend in names.items()}
-
-
-def _runs(backend: Any, device: str) -> bool:
+def _attention(device: str) -> dict[str, str | None]:
+    """Try torch's own kernels on tiny bf16 tensors; of the others, look whether they are there."""
     import torch
-    from torch.nn.attention import sdpa_kernel
-    from torch.nn.functional import scaled_dot_product_attention
 
-    x = torch.ones(1, 1, 16, 64, device=device, dtype=torch.bfloat16, requires_grad=True)
-    with warnings.catch_warnings(), sdpa_kernel([backend]):  # torch warns of every reason against a backend
+    from diffalign.attention.backends import names, why_not
+    from diffalign.attention.decoupled import why_not_on
+
+    on = torch.device(device)
+    found = {name: why_not(name, on) or _refusal(name, device) for name in names()}
+    return found | {"fused for users": why_not_on(on.type, on.index)}
+
+
+def _refusal(name: str, device: str) -> str | None:
+    """Why a kernel of torch refuses tiny bf16 tensors, forward or backward."""
+    import torch
+
+    from diffalign.attention.backends import attention
+
+    if not name.startswith("sdpa_"):
+        return None
+    x = torch.ones(1, 16, 1, 64, device=device, dtype=torch.bfloat16, requires_grad=True)
+    with warnings.catch_warnings():  # torch warns of every reason against a kernel
         warnings.simplefilter("ignore")
         try:
-            scaled_dot_product_attention(x, x, x).sum().backward()
-        except RuntimeError:
-            return False
-    return True
+            attention(x, x, x, name=name).sum().backward()
+        except RuntimeError as error:
+            return str(error).splitlines()[0]
+    return None

@@ -20,7 +20,7 @@ from tests.tiny import tiny_folder
 
 COMMANDS = ["demo", "train", "cache", "generate", "score", "evaluate", "gallery", "export", "options"]
 COMMANDS += ["doctor", "recipes list", "recipes copy", "scorers list", "scorers convert", "scorers serve"]
-COMMANDS += ["bench train", "bench score"]
+COMMANDS += ["bench train", "bench score", "bench attention"]
 runner = CliRunner()
 
 

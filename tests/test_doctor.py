@@ -15,7 +15,7 @@ from diffalign.doctor import Findings, problems, render
 GOOD = Findings(
     python="3.12.1",
     packages={name: lowest for name, (lowest, _) in doctor.REQUIRED.items()} | dict.fromkeys(doctor.OPTIONAL),
-    attention={"flash": True, "math": True},
+    attention={"sdpa_math": None, "fa2": "the package flash-attn is not installed"},
 )
 
 
@@ -102,8 +102,16 @@ def test_limits_agree_with_pyproject():
         assert asked[name] == lowest + (f",<{too_new}" if too_new else "")
 
 
+def test_why_an_attention_backend_is_not_used_is_shown():
+    text = shown(GOOD)
+    assert re.search(r"attention sdpa_math\W+yes", text)
+    assert "no: the package flash-attn is not installed" in text
+
+
 def test_this_installation_is_looked_at():
     findings = doctor.inspect()
     assert findings.packages["torch"]
-    assert findings.attention["math"]
+    assert findings.attention["sdpa_math"] is None
+    assert "installed" in (findings.attention["fa4"] or "")
+    assert "fused for users" in findings.attention
     assert findings.devices[-1] == "cpu"

@@ -1,0 +1,1 @@
+"""Attention: backends for plain attention, and decoupled cross-attention to text and to users in one pass."""
