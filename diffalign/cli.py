@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from diffalign.cli_scorers import register
+from diffalign.evaluate.command import evaluate
 
 app = typer.Typer(
     help="Align diffusion models with what people prefer.", no_args_is_help=True, rich_markup_mode="rich",
@@ -28,6 +29,7 @@ app.add_typer(recipes_app, name="recipes")
 app.add_typer(scorers_app, name="scorers")
 app.add_typer(bench_app, name="bench")
 register(scorers_app, bench_app)
+app.command()(evaluate)
 
 Recipe = Annotated[
     str, typer.Argument(help="recipe file, run folder's config.yaml, or name of a packaged recipe")
@@ -186,23 +188,6 @@ def train_main() -> None:
     single = typer.Typer(pretty_exceptions_enable=False)
     single.command()(train)
     single()
-
-
-@app.command()
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="run folder")],
-    prompts: Annotated[int, typer.Option(min=0, help="held-out prompts; 0 = as in the recipe")] = 0,
-    seeds: Annotated[int, typer.Option(min=0, help="pictures of each prompt; 0 = as in the recipe")] = 0,
-) -> None:
-    """Evaluate a run's exported weights again, against its base.
-
-    Example: diffalign evaluate outputs/shapes-unet-dpo --seeds 8
-    """
-    from diffalign.train.again import evaluate_again
-
-    set_up_logging()
-    with one_clear_line():
-        evaluate_again(run, prompts, seeds)
 
 
 @app.command()
