@@ -12,6 +12,7 @@ from rich.console import Console
 
 from diffalign.evaluate.markdown import detail_lines, markdown_report
 from diffalign.evaluate.plots import write_plots
+from diffalign.evaluate.prompts import write_tasks
 from diffalign.evaluate.report import Report, show_report, write_atomic, write_report
 from diffalign.evaluate.request import Request
 from diffalign.evaluate.results import write_rows
@@ -24,6 +25,7 @@ WIDE = 116
 
 def write_all(request: Request, judged: Judged, report: Report, console: Console) -> None:
     """Write everything, and show the report."""
+    write_tasks(request.output / "geneval.jsonl", request.prompts)
     write_rows(request.output, rows_of(request, judged.table))
     write_report(request.output / "report.json", report)
     plots = write_plots(judged, report, request.output / "plots")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -132,7 +132,7 @@ def settle(request: Request) -> None:
         ModelError: a run was trained from other weights than the base's.
     """
     base = request.models[0]
-    now = {"v": 1, "sampling": _sampling(request), "models": {}}
+    now: dict[str, Any] = {"v": 1, "sampling": _sampling(request), "models": {}}
     weights = {m.name: {"path": m.path, "weights": identity(m, base)} for m in request.models}
     file = request.output / SETTINGS
     before: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else now
@@ -160,5 +160,5 @@ def _sampling(request: Request) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Sequence[str]:
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [f"{k} was {before[k]} and is {now[k]}" for k in now if before[k] != now[k]]
