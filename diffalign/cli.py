@@ -196,6 +196,9 @@ def generate(
     prompt: Annotated[list[str], typer.Option(help="prompt; may be given several times")],
     lora: Annotated[str | None, typer.Option(help="LoRA folder to load")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="pictures of each prompt")] = 4,
+    seeds_from: Annotated[
+        Path | None, typer.Option(help="report.json: the seeds that excel in it, the best first")
+    ] = None,
     output: Annotated[Path, typer.Option(help="folder for the pictures")] = Path("outputs/pictures"),
     steps: Annotated[int, typer.Option(min=1, help="sampling steps")] = 20,
     guidance: Annotated[float, typer.Option(help="classifier-free guidance")] = 4.0,
@@ -207,7 +210,7 @@ def generate(
     from diffalign.train.again import generate_to
 
     with one_clear_line():
-        for path in generate_to(output, model, prompt, lora, seeds, steps, guidance):
+        for path in generate_to(output, model, prompt, lora, seeds, steps, guidance, seeds_from):
             typer.echo(path)
 
 

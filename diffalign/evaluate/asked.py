@@ -31,6 +31,10 @@ class Asked:
     precision: str = "fp32"
     text_length: int = 32
     processes: int = 1
+    control: tuple[str, ...] = ()
+    votes: tuple[Path, ...] = ()
+    shift: tuple[str, ...] = ()
+    smoothness: int = 0
     used: tuple[Path, ...] = ()
     allow_contaminated: bool = False
     tie_margin: float = 0.25

@@ -45,6 +45,19 @@ def evaluate(
     text_length: Annotated[int, typer.Option(min=1, help="T5 tokens; 256 for the released SD3")] = 32,
     processes: Annotated[int, typer.Option(min=1, help="share the work among so many")] = 1,
     diversity: Many = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(help="also the win rate at equal saturation, sharpness, ... (or other scorers' scores)"),
+    ] = None,
+    votes: Annotated[
+        list[Path] | None, typer.Option(help=".jsonl of people's votes on these pictures; calibrates scorers")
+    ] = None,
+    shift: Annotated[
+        list[str] | None, typer.Option(help="score under changed initial noise: scale=1.1, mean=0.1")
+    ] = None,
+    smoothness: Annotated[
+        int, typer.Option(min=0, help="pictures on a path between two noises, for ISTD; 0 = none")
+    ] = 0,
     used: Annotated[list[Path] | None, typer.Option(help="file of prompts that were trained on")] = None,
     allow_contaminated: Annotated[
         bool, typer.Option("--allow-contaminated", help="report on training prompts all the same")
@@ -75,6 +88,7 @@ def evaluate(
             models=tuple(models or ()), prompts=prompts, scorers=_listed(scorers), primary=primary,
             trained_on=_listed(trained_on), sets=_listed(diversity), seeds=seeds, output=output, part=part,
             limit=limit, steps=steps, guidance=guidance, side=side, batch=batch, noise=noise,
+            control=_listed(control), votes=tuple(votes or ()), shift=_listed(shift), smoothness=smoothness,
             precision=precision, text_length=text_length, processes=processes, used=tuple(used or ()),
             allow_contaminated=allow_contaminated, tie_margin=tie_margin,
         )  # fmt: skip

@@ -1,9 +1,9 @@
 """Win rate at equal covariates: does a model win because of its prompts, or because it is more saturated?
 
-Paired outcomes are regressed on the differences of covariates between both pictures (logistic regression); the
-sigmoid of the intercept is the win rate of pairs that do not differ in them. A judge that likes saturation
-then gives one half to a model that has nothing but more of it (the idea of length-controlled AlpacaEval,
-Dubois et al. 2024, arXiv:2404.04475).
+Paired outcomes are regressed on the differences of covariates between both pictures (logistic regression);
+the sigmoid of the intercept is the win rate of pairs that do not differ in them. A judge that likes
+saturation then gives one half to a model that has nothing but more of it (the idea of length-controlled
+AlpacaEval, Dubois et al. 2024, arXiv:2404.04475).
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def _folder_rows(folder: Path) -> Iterator[Row]:
         raise PromptFileError(f"{folder} holds no .json file: name a file of prompts")
     for file in files:
         for where, row in _json_rows(file, _read_text(file)):
-            yield where, {"category": file.stem} | row
+            yield where, {"category": file.stem, **row}
 
 
 def _lines(path: Path, text: str) -> Iterator[Row]:
@@ -91,7 +91,7 @@ def _json_rows(path: Path, text: str) -> Iterator[Row]:
         for n, item in enumerate(items):
             where = f"{path}, number {n}" + (f" of {category!r}" if category is not None else "")
             row = {"prompt": item} if isinstance(item, str) else _object(item, where)
-            yield where, row if category is None else {"category": category} | row
+            yield where, row if category is None else {"category": category, **row}
 
 
 def _parsed(text: str, where: str) -> object:

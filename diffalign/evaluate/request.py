@@ -39,6 +39,10 @@ class Request:
     sets: tuple[str, ...] = ()
     """Scorers of sets (vendi, lpips-diversity, ...) for the diversity of a prompt's seeds."""
     seeds: int = 4
+    shifts: tuple[str, ...] = ()
+    """Changes of the initial noise under which the primary scorer looks again, see ``studies.read_shift``."""
+    smoothness: int = 0
+    """Pictures on the path from seed 0 to seed 1 of each prompt, of which ISTD is taken; 0 takes none."""
     sampling: Sampling = field(default_factory=Sampling)
     precision: str = "fp32"
     text_length: int = 32
@@ -83,7 +87,7 @@ class Request:
     def of_json(cls, text: str) -> Request:
         """What ``to_json`` wrote."""
         row: dict[str, Any] = json.loads(text)
-        row |= {name: tuple(row[name]) for name in ("scorers", "trained_on", "sets")}
+        row |= {name: tuple(row[name]) for name in ("scorers", "trained_on", "sets", "shifts")}
         return cls(**row | {
             "models": tuple(Model(**m) for m in row["models"]),
             "prompts": tuple(EvalPrompt(**p) for p in row["prompts"]),

@@ -13,14 +13,18 @@ from diffalign.evaluate.asked import Asked
 from diffalign.evaluate.contamination import check, training_prompts
 from diffalign.evaluate.details import Details
 from diffalign.evaluate.generate import Noise, Sampling
+from diffalign.evaluate.image_statistics import NAMES
 from diffalign.evaluate.models import BASE, Model, locate, read_model, read_models, run_base
 from diffalign.evaluate.output import write_all
 from diffalign.evaluate.prompts import EvalPrompt, part_of, read_prompts
 from diffalign.evaluate.report import Report
 from diffalign.evaluate.request import Request, RequestError, claimed, scorer_name, settle
+from diffalign.evaluate.sections import merged, sections
+from diffalign.evaluate.studies import read_shift
 from diffalign.evaluate.summary import Analysis, Judged, judge_table, report_of
 from diffalign.evaluate.table import table_of
 from diffalign.evaluate.work import work
+from diffalign.policy.precision import DTYPES
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +66,9 @@ def evaluate_models(asked: Asked) -> Found:
     with claimed(request.output) as lock:
         settle(request)
         work(request, asked.processes, lock)
-        table = table_of(request)
-        judged = judge_table(table, analysis_of(asked))
-        details = Details(settings=settings_of(request, asked), notes=notes)
-        report = report_of(judged, details)
+        judged = judge_table(table_of(request), analysis_of(asked))
+        settings = Details(settings=settings_of(request, asked), notes=notes)
+        report = report_of(judged, merged(settings, sections(request, asked, judged)))
         write_all(request, judged, report, Console())
     return Found(judged=judged, report=report)
 
@@ -85,23 +88,44 @@ def request_of(asked: Asked) -> tuple[Request, list[str]]:
     Raises:
         RequestError: an option that cannot be.
     """
+    check_options(asked)
     models = models_of(asked)
     prompts = prompts_of(asked)
     notes = check(prompts, training_prompts(models, asked.used), asked.allow_contaminated)
-    if asked.noise not in get_args(Noise):
-        raise RequestError(f"noise is {asked.noise!r}: it must be own or shared")
-    if asked.primary and asked.primary not in map(scorer_name, asked.scorers):
-        raise RequestError(f"the primary scorer {asked.primary!r} is none of --scorers")
     sampling = Sampling(
         steps=asked.steps, guidance=asked.guidance, side=asked.side or None, batch=asked.batch,
         noise=cast(Noise, asked.noise),
     )  # fmt: skip
+    first = asked.primary or scorer_name((*asked.scorers, "")[0])
     request = Request(
-        models=tuple(models), prompts=tuple(prompts), scorers=asked.scorers, trained_on=asked.trained_on,
-        sets=asked.sets, seeds=asked.seeds or 4, output=asked.output, sampling=sampling,
-        precision=asked.precision, text_length=asked.text_length,
+        models=tuple(models), prompts=tuple(prompts), trained_on=asked.trained_on, sets=asked.sets,
+        scorers=tuple(sorted(asked.scorers, key=lambda spec: scorer_name(spec) != first)),
+        seeds=asked.seeds or 4, shifts=asked.shift, smoothness=asked.smoothness, output=asked.output,
+        sampling=sampling, precision=asked.precision, text_length=asked.text_length,
     )  # fmt: skip
     return request, notes
+
+
+def check_options(asked: Asked) -> None:
+    """Refuse options that cannot be.
+
+    Raises:
+        RequestError: as said.
+    """
+    if asked.noise not in get_args(Noise):
+        raise RequestError(f"noise is {asked.noise!r}: it must be own or shared")
+    if asked.precision not in DTYPES:
+        raise RequestError(f"precision is {asked.precision!r}: it must be one of {', '.join(DTYPES)}")
+    for text in asked.shift:
+        read_shift(text)
+    if 0 < asked.smoothness < 3:
+        raise RequestError(f"smoothness is {asked.smoothness}: a path needs 3 pictures or more")
+    known = [*NAMES, *map(scorer_name, (*asked.scorers, *asked.trained_on))]
+    unknown = next((name for name in asked.control if name not in known), None)
+    if unknown is not None:
+        raise RequestError(f"--control {unknown!r} is none of {', '.join(known)}")
+    if asked.primary and asked.primary not in map(scorer_name, asked.scorers):
+        raise RequestError(f"the primary scorer {asked.primary!r} is none of --scorers")
 
 
 def models_of(asked: Asked) -> list[Model]:

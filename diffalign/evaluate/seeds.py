@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
 from diffalign.evaluate.details import Reliability, Seeds, as_range
+from diffalign.evaluate.report import ReportError, load_report
 from diffalign.evaluate.stats import ALPHA, Floats, bootstrap, holm, sign_flip_p
 from diffalign.evaluate.table import Table
 
@@ -73,3 +76,19 @@ def seeds_of(table: Table, primary: str, units: dict[str, float], noise: str) ->
         fail=fail,
         excel=excel,
     )
+
+
+def excelling(report: Path) -> list[int]:
+    """Seeds that excel across prompts in a report.json, the best first.
+
+    Raises:
+        ReportError: there are none, or seeds were not compared.
+    """
+    seeds = load_report(report).get("details", {}).get("seeds")
+    if seeds is None or seeds["noise"] != "shared":
+        raise ReportError(
+            f"{report} compares no seeds across prompts: evaluate with --noise shared and more --seeds"
+        )
+    if not seeds["excel"]:
+        raise ReportError(f"no seed excels across prompts in {report}: leave out --seeds-from")
+    return seeds["excel"]

@@ -18,6 +18,7 @@ from diffalign.evaluate.measure import Progress as Advance
 from diffalign.evaluate.measure import measure_all
 from diffalign.evaluate.report import write_atomic
 from diffalign.evaluate.request import REQUEST, Request
+from diffalign.evaluate.studies import run_studies
 from diffalign.label.many import Share
 
 
@@ -66,6 +67,7 @@ def work_share(request: Request, share: Share) -> None:
         draw(request, share, advance)
     with _bar("measuring", mine * len(request.models) * extra, share) as advance:
         measure_all(request, share, advance)
+    run_studies(request, share)
 
 
 @contextmanager

@@ -1,10 +1,11 @@
-"""``diffalign evaluate BASE ALIGNED``: the same whatever stops it or shares its work; clear when it cannot."""
+"""``diffalign evaluate BASE ALIGNED``: the same whatever stops or shares its work; clear when it cannot."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,18 @@ from diffalign.evaluate import run as running
 from diffalign.evaluate.asked import Asked
 from diffalign.evaluate.contamination import ContaminationError
 from diffalign.evaluate.generate import picture_seed
+from diffalign.evaluate.markdown import detail_lines
 from diffalign.evaluate.measure import MeasureError
 from diffalign.evaluate.models import ModelError, digest, read_models
 from diffalign.evaluate.report import ReportError, load_report
 from diffalign.evaluate.request import RequestError, claimed, settle
-from diffalign.evaluate.results import models_of, read_rows
+from diffalign.evaluate.results import Row, models_of, read_rows
 from diffalign.evaluate.run import evaluate_models, request_of
 from diffalign.evaluate.work import work_share
 from diffalign.label.many import Share
 from diffalign.policy import load_policy
 from diffalign.policy.export import export_policy
+from diffalign.votes.rows import Shown, Vote, to_lines
 from tests.tiny import tiny_folder
 
 BRIGHT, RED = "tests.evaluate.toy:Brightness", "tests.evaluate.toy:Redness"
@@ -269,3 +272,61 @@ def test_the_primary_is_held_out(home: Path, tmp_path: Path) -> None:
     assert report["details"]["metrics"][1]["p_holm"] is None
     with pytest.raises((ReportError, RequestError), match="primary"):
         evaluate_models(replace(question, primary=BRIGHT))
+
+
+def test_everything_at_once(home: Path, tmp_path: Path) -> None:
+    """Three models, control, votes, shifted noise and paths; a second call makes nothing again."""
+    shutil.copytree(home / "done", tmp_path / "done")
+    votes = tmp_path / "votes.jsonl"
+    votes.write_text(to_lines(votes_on(read_rows(home / "done"))))
+    lora = str(home / "brighter" / "export")
+    question = replace(
+        asked(home, tmp_path / "done"), models=(str(home / "sd"), lora, f"again={lora}"), limit=2,
+        control=("saturation",), votes=(votes,), shift=("scale=1.2",), smoothness=3, primary=RED,
+    )  # fmt: skip
+    details = evaluate_models(question).report["details"]
+    assert [row["model"] for row in details["league"]] == ["base", "brighter", "again"]
+    assert details["league"][1]["gain"] == details["league"][2]["gain"]
+    assert details["metrics"][0]["metric"] == RED
+    controlled = [row for row in details["metrics"] if "controlled" in row]
+    assert len(controlled) + sum("saturation" in note for note in details["notes"]) == len(details["metrics"])
+    assert details["votes"]["models"]["brighter"]["wins"] == 2
+    assert {row["metric"] for row in details["calibration"]} == {BRIGHT, RED}
+    assert set(details["brittleness"]) == {"base", "brighter", "again"}
+    assert details["brittleness"]["brighter"] == details["brittleness"]["again"]
+    assert details["smoothness"]["base"]["value"] > 0
+    assert details["seeds"]["metric"] == "obedience"
+    assert set(details["facets"]["obedience"]["base"]) <= {"objects", "colour", "relation"}
+    for line in detail_lines(load_report(tmp_path / "done" / "report.json")):
+        assert "nan" not in line
+
+
+def votes_on(rows: list[Row]) -> list[Vote]:
+    """Two votes, on the first pictures of the first two prompts of the file: brighter wins."""
+    by_place = {(r.model, r.prompt, r.seed): r for r in rows}
+    found = []
+    for prompt in ("a red circle", "a blue square"):
+        a, b = by_place["base", prompt, 0], by_place["brighter", prompt, 0]
+        found.append(
+            Vote(
+                gallery="0" * 64, rater="r", time=datetime(2026, 1, 1, tzinfo=UTC), ms=900,
+                prompt_id=a.prompt_id, prompt=prompt, seed=0, a=Shown(model=a.model, sha256=a.sha256), left="a", choice="b",
+                b=Shown(model=b.model, sha256=b.sha256),
+            )
+        )  # fmt: skip
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"control": ("hue",)}, "'hue' is none of brightness"),
+        ({"shift": ("turn=1",)}, "not understood"),
+        ({"smoothness": 2}, "3 pictures"),
+        ({"precision": "fp8"}, "precision is 'fp8'"),
+    ],
+)
+def test_options_of_studies(home: Path, tmp_path: Path, change: dict[str, object], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        evaluate_models(replace(asked(home, tmp_path / "out"), **change))
+    assert not (tmp_path / "out").exists()
