@@ -90,3 +90,9 @@ def load(paths: Sequence[Path]) -> Tensor:
         (h, w, _), (a, b, _) = pictures[0].shape, pictures[odd].shape
         raise ModelError(f"{paths[odd]} has {b} x {a} pixels and {paths[0]} {w} x {h}: they must be alike")
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+
+
+def sweep(output: Path) -> None:
+    """Delete what a kill has left half written."""
+    for partial in output.glob("*/*/.*.partial"):
+        partial.unlink()

@@ -12,6 +12,7 @@ from rich.console import Console
 from diffalign.evaluate.asked import Asked
 from diffalign.evaluate.contamination import check, training_prompts
 from diffalign.evaluate.details import Details
+from diffalign.evaluate.draw import sweep
 from diffalign.evaluate.generate import Noise, Sampling
 from diffalign.evaluate.image_statistics import NAMES
 from diffalign.evaluate.models import BASE, Model, locate, read_model, read_models, run_base
@@ -66,6 +67,7 @@ def evaluate_models(asked: Asked) -> Found:
     with claimed(request.output) as lock:
         settle(request)
         work(request, asked.processes, lock)
+        sweep(request.output)
         judged = judge_table(table_of(request), analysis_of(asked))
         settings = Details(settings=settings_of(request, asked), notes=notes)
         report = report_of(judged, merged(settings, sections(request, asked, judged)))

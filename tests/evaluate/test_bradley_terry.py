@@ -97,3 +97,27 @@ def test_wrong_duels(change, message):
 def test_one_prompt_has_no_interval():
     with pytest.raises(ValueError, match="at least 2"):
         standings(played({(0, 1, 1.0): 3, (1, 2, 1.0): 3}, 3))
+
+
+def moved_by_prompts(prompts, rng):
+    """Votes on every pair of 4 models, whose strengths differ from prompt to prompt."""
+    pairs = np.array([(i, j) for i in range(4) for j in range(i + 1, 4)])
+    strength = np.array([0.0, 0.3, 0.6, 1.0]) + 0.8 * rng.normal(size=(prompts, 4))
+    gap = (strength[:, pairs[:, 0]] - strength[:, pairs[:, 1]]) / 2
+    mass = np.stack([np.exp(gap), np.exp(-gap), np.full(gap.shape, 0.5)], 2)
+    pick = (rng.random((prompts, 6, 1)) > np.cumsum(mass / mass.sum(2, keepdims=True), 2)).sum(2)
+    first, second = (np.tile(pairs[:, k], prompts) for k in (0, 1))
+    return make_duels(4, first, second, np.array([1, 0, 0.5])[pick].ravel(), np.repeat(np.arange(prompts), 6))
+
+
+@pytest.mark.slow
+def test_intervals_that_resample_prompts_cover():
+    rng, repeats = np.random.default_rng(0), 150
+    limit = bradley_terry(moved_by_prompts(30_000, rng)).strength  # effects of prompts flatten the strengths
+    covered = 0
+    for _ in range(repeats):
+        rows = standings(moved_by_prompts(120, rng), resamples=200, rng=rng)[1:]
+        truth = limit[1:] - limit[0]
+        covered += sum(row.gain.low <= t <= row.gain.high for row, t in zip(rows, truth, strict=True))
+    print(f"coverage of nominal 95 % by prompt bootstrap: {covered / repeats / 3:.3f}")
+    assert 0.92 <= covered / repeats / 3 <= 0.98

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -310,7 +315,8 @@ def votes_on(rows: list[Row]) -> list[Vote]:
         found.append(
             Vote(
                 gallery="0" * 64, rater="r", time=datetime(2026, 1, 1, tzinfo=UTC), ms=900,
-                prompt_id=a.prompt_id, prompt=prompt, seed=0, a=Shown(model=a.model, sha256=a.sha256), left="a", choice="b",
+                prompt_id=a.prompt_id, prompt=prompt, seed=0, left="a", choice="b",
+                a=Shown(model=a.model, sha256=a.sha256),
                 b=Shown(model=b.model, sha256=b.sha256),
             )
         )  # fmt: skip
@@ -330,3 +336,25 @@ def test_options_of_studies(home: Path, tmp_path: Path, change: dict[str, object
     with pytest.raises(RequestError, match=message):
         evaluate_models(replace(asked(home, tmp_path / "out"), **change))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_killed_processes_change_no_bit(home: Path, tmp_path: Path) -> None:
+    """kill -9 in the middle of two processes' work, then the same command again."""
+    question = asked(home, tmp_path / "out")
+    command = [sys.executable, "-c", "from diffalign.cli import main; main()", "evaluate", *question.models]
+    command += ["--prompts", question.prompts, "--scorers", f"{BRIGHT},{RED}", "--seeds", "2", "--steps", "2"]
+    command += ["--part", "all", "--batch", "4", "--processes", "2", "--output", str(question.output)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+    while not list(question.output.rglob("*.png")) and process.poll() is None:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    some = pictures(question.output)
+    assert 0 < len(some) < 16
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert pictures(question.output) == pictures(home / "done")
+    assert (question.output / "results.jsonl").read_text() == (home / "done" / "results.jsonl").read_text()
+    assert not list(question.output.rglob("*.partial"))
