@@ -17,15 +17,43 @@ class ContaminationError(ValueError):
     """Prompts that are to be reported are training prompts too."""
 
 
+class DataGoneError(FileNotFoundError):
+    """The training data of a run are not there, so nobody knows its prompts."""
+
+
+def check_prompts(
+    prompts: Sequence[EvalPrompt], models: Sequence[Model], files: Sequence[Path], allow: bool
+) -> list[str]:
+    """Look for training prompts; returns a note for the report on each source that shares prompts.
+
+    Args:
+        prompts: that are to be reported.
+        models: of which only run folders know their data.
+        files: of prompts that were used, one per line.
+        allow: report them all the same.
+
+    Raises:
+        ContaminationError: there are some, or a run's data are not there, and ``allow`` is not set.
+        FileNotFoundError: no such file.
+    """
+    notes: list[str] = []
+    used = training_prompts([], files)
+    for model in models:
+        try:
+            used |= training_prompts([model], [])
+        except DataGoneError as error:
+            notes.append(f"{error}, so its training prompts are unknown")
+    if notes and not allow:
+        raise ContaminationError(f"{'; '.join(notes)}: bring them back, or go on by --allow-contaminated")
+    return [*notes, *check(prompts, used, allow)]
+
+
 def training_prompts(models: Sequence[Model], files: Sequence[Path]) -> dict[str, Set[str]]:
     """Prompts, as ``normalise`` makes them, that runs among the models and files of prompts say were used.
 
-    Args:
-        models: of which only run folders know their data.
-        files: one prompt per line.
-
     Raises:
-        FileNotFoundError: no such file, or a run whose data are not there any more.
+        FileNotFoundError: no such file.
+        DataGoneError: a run whose data are not there any more.
     """
     found: dict[str, Set[str]] = {}
     for file in files:
@@ -54,7 +82,10 @@ def _of_run(run: Path) -> list[str]:
     path = locate(data.path)
     used = (path if path.is_dir() else path.parent) / USED
     voted = used.read_text(encoding="utf-8").splitlines() if used.is_file() else []
-    records = read(path, data.format)
+    try:
+        records = read(path, data.format)
+    except FileNotFoundError as error:
+        raise DataGoneError(f"the data of {run} are not at {path} any more") from error
     return [*voted, *(p for r in records for p in (r.prompt, *(r.prompts or ())))]
 
 

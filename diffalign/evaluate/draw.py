@@ -59,7 +59,7 @@ def _check_side(request: Request, model: Model, policy: Policy) -> None:
     base = request.models[0]
     if request.sampling.side is None and model is not base:
         found = next(iter(sorted((request.output / base.name).glob("*/0.png"))), None)
-        side = policy.side if found is None else Image.open(found).width
+        side = policy.side if found is None else int(load([found]).shape[-1])
         if side != policy.side:
             raise ModelError(
                 f"{model.name} draws {policy.side} pixels a side and {base.name} {side}: give --side to draw "

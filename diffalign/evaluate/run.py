@@ -10,7 +10,7 @@ from typing import Literal, cast, get_args
 from rich.console import Console
 
 from diffalign.evaluate.asked import Asked
-from diffalign.evaluate.contamination import check, training_prompts
+from diffalign.evaluate.contamination import check_prompts
 from diffalign.evaluate.details import Details
 from diffalign.evaluate.draw import sweep
 from diffalign.evaluate.generate import Noise, Sampling
@@ -48,10 +48,10 @@ def lone_run(asked: Asked) -> Path | None:
     """
     if len(asked.models) != 1 or (asked.prompts and not asked.prompts.isdecimal()):
         return None
-    given = (asked.scorers, asked.trained_on, asked.sets, asked.primary, asked.used)
-    if any(given):
+    if asked != Asked(models=asked.models, prompts=asked.prompts, seeds=asked.seeds):
         raise RequestError(
-            "a run alone is evaluated as its recipe says: add --prompts FILE for scorers of your own"
+            "a run alone is evaluated as its recipe says, and only --seeds and a number of --prompts change "
+            "that: add --prompts FILE for options of your own"
         )
     return Path(asked.models[0])
 
@@ -93,7 +93,7 @@ def request_of(asked: Asked) -> tuple[Request, list[str]]:
     check_options(asked)
     models = models_of(asked)
     prompts = prompts_of(asked)
-    notes = check(prompts, training_prompts(models, asked.used), asked.allow_contaminated)
+    notes = check_prompts(prompts, models, asked.used, asked.allow_contaminated)
     sampling = Sampling(
         steps=asked.steps, guidance=asked.guidance, side=asked.side or None, batch=asked.batch,
         noise=cast(Noise, asked.noise),

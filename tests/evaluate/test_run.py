@@ -20,15 +20,16 @@ import torch
 from diffalign.evaluate import draw as drawing
 from diffalign.evaluate import run as running
 from diffalign.evaluate.asked import Asked
-from diffalign.evaluate.contamination import ContaminationError
+from diffalign.evaluate.contamination import ContaminationError, check_prompts
 from diffalign.evaluate.generate import picture_seed
 from diffalign.evaluate.markdown import detail_lines
 from diffalign.evaluate.measure import MeasureError
-from diffalign.evaluate.models import ModelError, digest, read_models
+from diffalign.evaluate.models import Model, ModelError, digest, read_models
+from diffalign.evaluate.prompts import EvalPrompt
 from diffalign.evaluate.report import ReportError, load_report
 from diffalign.evaluate.request import RequestError, claimed, settle
 from diffalign.evaluate.results import Row, models_of, read_rows
-from diffalign.evaluate.run import evaluate_models, request_of
+from diffalign.evaluate.run import evaluate_models, lone_run, request_of
 from diffalign.evaluate.work import work_share
 from diffalign.label.many import Share
 from diffalign.policy import load_policy
@@ -202,6 +203,31 @@ def test_prompts_that_were_trained_on(home: Path, tmp_path: Path) -> None:
         evaluate_models(question)
     _, notes = request_of(replace(question, allow_contaminated=True))
     assert len(notes) == 1
+
+
+def test_training_prompts_of_a_run(tmp_path: Path) -> None:
+    prompts = [EvalPrompt(prompt=p) for p in ("a red circle", "new")]
+    run = Model(name="mine", path=str(tmp_path / "run"), kind="run")
+    (tmp_path / "run").mkdir()
+    recipe = "policy: {model: samples/shapes/unet}\nobjective: {name: dpo}\ndata: {path: %s}\n"
+    (tmp_path / "run" / "config.yaml").write_text(recipe % (tmp_path / "data"))
+    with pytest.raises(ContaminationError, match=r"not at .* any more"):
+        check_prompts(prompts, [run], [], False)
+    assert "unknown" in check_prompts(prompts, [run], [], True)[0]
+    shutil.copytree(Path(__file__).parents[2] / "samples" / "preferences" / "folder", tmp_path / "data")
+    assert check_prompts(prompts, [run], [], False) == []
+    (tmp_path / "data" / "used_prompts.txt").write_text("New\n")
+    with pytest.raises(ContaminationError, match=r"1 of 2 prompts .*\(mine; 'new'"):
+        check_prompts(prompts, [run], [], False)
+
+
+def test_a_run_alone_takes_its_recipe_only(home: Path) -> None:
+    alone = Asked(models=("outputs/run",), prompts="20", seeds=2)
+    assert lone_run(alone) == Path("outputs/run")
+    assert lone_run(asked(home, home)) is None
+    assert lone_run(replace(alone, prompts="prompts.txt")) is None
+    with pytest.raises(RequestError, match="as its recipe says"):
+        lone_run(replace(alone, steps=30))
 
 
 def test_models_are_named(home: Path) -> None:
