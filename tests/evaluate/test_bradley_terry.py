@@ -112,11 +112,11 @@ def moved_by_prompts(prompts, rng):
 
 @pytest.mark.slow
 def test_intervals_that_resample_prompts_cover():
-    rng, repeats = np.random.default_rng(0), 150
+    rng, repeats = np.random.default_rng(0), 300
     limit = bradley_terry(moved_by_prompts(30_000, rng)).strength  # effects of prompts flatten the strengths
     covered = 0
     for _ in range(repeats):
-        rows = standings(moved_by_prompts(120, rng), resamples=200, rng=rng)[1:]
+        rows = standings(moved_by_prompts(120, rng), resamples=400, rng=rng)[1:]
         truth = limit[1:] - limit[0]
         covered += sum(row.gain.low <= t <= row.gain.high for row, t in zip(rows, truth, strict=True))
     print(f"coverage of nominal 95 % by prompt bootstrap: {covered / repeats / 3:.3f}")

@@ -206,7 +206,7 @@ def test_prompts_that_were_trained_on(home: Path, tmp_path: Path) -> None:
 
 
 def test_training_prompts_of_a_run(tmp_path: Path) -> None:
-    prompts = [EvalPrompt(prompt=p) for p in ("a red circle", "new")]
+    prompts = [EvalPrompt(prompt=p) for p in ("nothing of the sort", "new")]
     run = Model(name="mine", path=str(tmp_path / "run"), kind="run")
     (tmp_path / "run").mkdir()
     recipe = "policy: {model: samples/shapes/unet}\nobjective: {name: dpo}\ndata: {path: %s}\n"
