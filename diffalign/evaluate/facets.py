@@ -10,7 +10,7 @@ import numpy as np
 from diffalign.evaluate.details import Range, as_range
 from diffalign.evaluate.prompts import EvalPrompt
 from diffalign.evaluate.seeds import is_binary
-from diffalign.evaluate.stats import Floats, bootstrap
+from diffalign.evaluate.stats import Floats, bootstrap, widened
 from diffalign.evaluate.table import Table
 
 Facets = dict[str, dict[str, list[int]]]
@@ -79,7 +79,7 @@ def facet_tables(table: Table) -> dict[str, dict[str, dict[str, dict[str, Range]
 def _of_model(right: Floats, facets: Facets) -> dict[str, dict[str, Range]]:
     found = {
         facet: {
-            value: as_range(bootstrap(right[rows].mean(1, keepdims=True))[0])
+            value: as_range(widened(bootstrap(right[rows].mean(1, keepdims=True))[0], len(rows)))
             for value, rows in groups.items()
             if len(rows) > 1
         }

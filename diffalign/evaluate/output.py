@@ -10,7 +10,7 @@ from typing import cast
 
 from rich.console import Console
 
-from diffalign.evaluate.markdown import detail_lines, markdown_report
+from diffalign.evaluate.markdown import markdown_report, show_details
 from diffalign.evaluate.plots import write_plots
 from diffalign.evaluate.prompts import write_tasks
 from diffalign.evaluate.report import Report, show_report, write_atomic, write_report
@@ -30,9 +30,9 @@ def write_all(request: Request, judged: Judged, report: Report, console: Console
     write_report(request.output / "report.json", report)
     plots = write_plots(judged, report, request.output / "plots")
     write_atomic(request.output / "report.md", markdown_report(report, [p.name for p in plots]))
-    show_report(report, console if console.width >= WIDE else Console(width=WIDE))
-    for line in detail_lines(report):
-        console.print(line, highlight=False, markup=False)
+    wide = console if console.width >= WIDE else Console(width=WIDE)
+    show_report(report, wide)
+    show_details(report, wide)
     gallery = write_gallery(request.output, report)
     for file in ("report.json", "report.md", *([gallery.name] if gallery else [])):
         console.print(f"{request.output / file}", highlight=False, markup=False)

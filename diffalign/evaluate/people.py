@@ -13,7 +13,7 @@ from diffalign.evaluate.bradley_terry import make_duels
 from diffalign.evaluate.details import Calibration, Standing, as_range
 from diffalign.evaluate.league import named_standings
 from diffalign.evaluate.results import Row
-from diffalign.evaluate.stats import ALPHA, Floats, Interval
+from diffalign.evaluate.stats import ALPHA, Floats, Interval, widened
 from diffalign.votes.rows import Vote, VoteError, read_votes
 
 WORTH = {"a": 1.0, "b": 0.0, "tie": 0.5, "both_bad": 0.5}
@@ -74,7 +74,7 @@ def share(values: Floats, groups: np.ndarray, resamples: int = 2000) -> Interval
     drawn = np.random.default_rng(0).multinomial(count, [1 / count] * count, size=resamples)
     means = (drawn @ total) / np.maximum(drawn @ size, 1)
     low, high = np.quantile(means, (ALPHA / 2, 1 - ALPHA / 2))
-    return Interval(value=float(values.mean()), low=float(low), high=float(high))
+    return Interval(value=float(total.sum() / size.sum()), low=float(low), high=float(high))
 
 
 def win_rates(ballot: Ballot, models: Sequence[str]) -> dict[str, Any]:
@@ -94,7 +94,11 @@ def _against(ballot: Ballot, base: str, model: str) -> dict[str, Any] | None:
     groups = np.unique(ballot.prompts[chosen], return_inverse=True)[1].reshape(-1)
     bad = sum(ballot.votes[i].choice == "both_bad" for i in chosen)
     counts = {n: int((won == w).sum()) for n, w in (("wins", 1.0), ("ties", 0.5), ("losses", 0.0))}
-    return {"win_rate": as_range(share(won, groups)), **counts, "both_bad": bad}
+    return {
+        "win_rate": as_range(widened(share(won, groups), int(groups.max()) + 1)),
+        **counts,
+        "both_bad": bad,
+    }
 
 
 def _for_model(ballot: Ballot, base: str, model: str) -> tuple[Floats, list[int]]:
@@ -145,5 +149,5 @@ def calibration(ballot: Ballot, metric: str, models: Sequence[str], margin: floa
     if not decided.any():
         raise VoteError("all votes are ties, so there is nothing that a scorer could decide alike")
     groups = np.unique(ballot.prompts[decided], return_inverse=True)[1].reshape(-1)
-    accuracy = as_range(share(alike[decided], groups))
+    accuracy = as_range(widened(share(alike[decided], groups), int(groups.max()) + 1))
     return Calibration(metric=metric, votes=int(decided.sum()), accuracy=accuracy, bias=bias)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from diffalign.evaluate.details import Reliability, Seeds, as_range
 from diffalign.evaluate.report import ReportError, load_report
-from diffalign.evaluate.stats import ALPHA, Floats, bootstrap, holm, sign_flip_p
+from diffalign.evaluate.stats import ALPHA, Floats, bootstrap, holm, sign_flip_p, widened
 from diffalign.evaluate.table import Table
 
 FAIL_SD = 2.0
@@ -34,7 +34,7 @@ def reliability(failed: Bools) -> Reliability:
     """Summarise (P, S) failures."""
     share = failed.mean(1)  # (P,)
     return Reliability(
-        fail=as_range(bootstrap(share[:, None].astype(float))[0]),
+        fail=as_range(widened(bootstrap(share[:, None].astype(float))[0], len(share))),
         every_seed=float((share == 1).mean()),
         some_seeds=float(((share > 0) & (share < 1)).mean()),
     )

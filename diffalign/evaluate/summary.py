@@ -10,7 +10,17 @@ import numpy as np
 
 from diffalign.evaluate.details import Details, Metric, Range, as_range
 from diffalign.evaluate.report import Report, ReportError, Verdict, build_report
-from diffalign.evaluate.stats import ALPHA, Comparison, Floats, Interval, base_sd, bootstrap, compare, holm
+from diffalign.evaluate.stats import (
+    ALPHA,
+    Comparison,
+    Floats,
+    Interval,
+    base_sd,
+    bootstrap,
+    compare,
+    holm,
+    widened,
+)
 from diffalign.evaluate.table import Table, by_category
 
 
@@ -199,7 +209,7 @@ def win_rate(base: Floats, model: Floats, margin: float) -> Interval:
     """Win rate of paired (P, S) scores, prompts resampled."""
     gain = model - base
     won = 0.5 + 0.5 * ((gain > margin).astype(float) - (gain < -margin))
-    return bootstrap(won.mean(1, keepdims=True))[0]
+    return widened(bootstrap(won.mean(1, keepdims=True))[0], len(won))
 
 
 def drift(table: Table, analysis: Analysis) -> dict[str, dict[str, Range]]:

@@ -22,7 +22,7 @@ from diffalign.evaluate import run as running
 from diffalign.evaluate.asked import Asked
 from diffalign.evaluate.contamination import ContaminationError, check_prompts
 from diffalign.evaluate.generate import picture_seed
-from diffalign.evaluate.markdown import detail_lines
+from diffalign.evaluate.grids import grids
 from diffalign.evaluate.measure import MeasureError
 from diffalign.evaluate.models import Model, ModelError, digest, read_models
 from diffalign.evaluate.prompts import EvalPrompt
@@ -328,8 +328,24 @@ def test_everything_at_once(home: Path, tmp_path: Path) -> None:
     assert details["smoothness"]["base"]["value"] > 0
     assert details["seeds"]["metric"] == "obedience"
     assert set(details["facets"]["obedience"]["base"]) <= {"objects", "colour", "relation"}
-    for line in detail_lines(load_report(tmp_path / "done" / "report.json")):
-        assert "nan" not in line
+    report = load_report(tmp_path / "done" / "report.json")
+    titles = " ".join(grid.title for grid in grids(report))
+    for part in (
+        "in detail",
+        "category",
+        "statistics",
+        "primary scorer",
+        "fail by",
+        "right by",
+        "noise",
+        "smooth",
+    ):
+        assert part in titles
+    assert all(len(row) == len(grid.header) for grid in grids(report) for row in grid.rows)
+    text = (tmp_path / "done" / "report.md").read_text()
+    assert "nan" not in text
+    assert "| again | " in text
+    assert "people, 1 raters" in text
 
 
 def votes_on(rows: list[Row]) -> list[Vote]:
