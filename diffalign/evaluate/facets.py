@@ -66,7 +66,7 @@ def facet_tables(table: Table) -> dict[str, dict[str, dict[str, dict[str, Range]
     """
     facets = facets_of(table.prompts)
     scores = {name: s for name, s in table.scores.items() if is_binary(s)}
-    if table.obedience is not None:
+    if table.obedience is not None and "shapes-obedience" not in table.scores:
         scores.setdefault("obedience", table.obedience)
     if not facets:
         return {}

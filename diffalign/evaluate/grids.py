@@ -125,7 +125,7 @@ def _facets(title: str, models: Mapping[str, BY_MODEL]) -> Grid:
 
 def _people(details: Details) -> list[Grid]:
     votes = details.get("votes", {})
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             model,
             shown(cast(Range, row["win_rate"])),

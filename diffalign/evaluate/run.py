@@ -160,7 +160,8 @@ def prompts_of(asked: Asked) -> list[EvalPrompt]:
             f"none of the {len(every)} prompts of {asked.prompts} is for {asked.part}: --part all"
         )
     if len(found) < len(every):
-        logger.warning("%d of the %d prompts (--part %s)", len(found), len(every), asked.part)
+        cut = f", --limit {asked.limit}" if asked.limit else ""
+        logger.warning("%d of %d prompts are taken (--part %s%s)", len(found), len(every), asked.part, cut)
     return found
 
 

@@ -62,7 +62,7 @@ def seeds_of(table: Table, primary: str, units: dict[str, float], noise: str) ->
     Seeds are compared across prompts only where they share their noise; all models count there.
     """
     binary = {name: s for name, s in table.scores.items() if is_binary(s)}
-    if table.obedience is not None:
+    if table.obedience is not None and "shapes-obedience" not in table.scores:
         binary.setdefault("obedience", table.obedience)
     name = next(iter(binary), primary)
     failed = failures(binary.get(name, table.scores[primary]), units.get(name, 1.0))

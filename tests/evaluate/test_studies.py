@@ -50,7 +50,7 @@ def test_istd_is_zero_for_even_steps_only() -> None:
     assert istd(jump) == pytest.approx(0.5)  # distances 0 and 1
 
 
-@pytest.mark.parametrize("family", ["sd", "sd3"])
+@pytest.mark.parametrize("family", ["sd", pytest.param("sd3", marks=pytest.mark.slow)])
 def test_pipelines_start_from_changed_noise_and_are_left_as_they_were(family: str, tmp_path: Path) -> None:
     policy = load_policy(tiny_folder(family, tmp_path))
     ask = (policy, ["a red circle"], [0], Sampling(steps=2))
