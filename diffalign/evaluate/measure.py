@@ -71,7 +71,7 @@ class Scores:
         """See Measure; raises MeasureError for a score that is not finite."""
         scorer, seeds = self.judge.scorer, x01.shape[1]
         texts = [p for p in prompts for _ in range(seeds)]
-        found = scorer.score_tensor(x01.flatten(0, 1).to(self.judge.device), texts).double().cpu()
+        found = scorer.score_tensor(x01.flatten(0, 1).to(self.judge.device), texts).cpu().double()
         rows = (found if scorer.higher_better else -found).reshape(len(prompts), seeds).tolist()
         for prompt, row in zip(prompts, rows, strict=True):
             for seed, value in enumerate(row):
@@ -154,9 +154,10 @@ def of_shapes_world(prompts: Sequence[EvalPrompt]) -> bool:
 
 
 def _set_diversity(spec: str, device: str) -> SetDiversity:
-    name, _, given = spec.partition("=")
-    weights = scorers.find_weights(name, asset(given) if given else None)
-    scorer = scorers.load(name, weights, device=device)
+    given = scorers.Spec.parse(spec)
+    name = given.name
+    weights = scorers.find_weights(name, asset(given.weights) if given.weights else None)
+    scorer = scorers.load(name, weights, device=device, options=given.options)
     if not isinstance(scorer, SetScorer):
         raise RequestError(f"{name} scores single pictures, so it says nothing of diversity: use --scorers")
     about = json.dumps(scorer.describe(), sort_keys=True)
@@ -227,10 +228,15 @@ def measure_all(request: Request, share: Share, progress: Progress = lambda n: N
 
 def collect(request: Request) -> dict[str, dict[tuple[str, str], Values]]:
     """Values by measure, and by model and prompt, once all processes have measured."""
-    index: dict[str, str] = json.loads((request.output / SCORES / INDEX).read_text("utf-8"))
     keys = _keys(request, request.batches)
-    stores = {name: Store(request.output, id).found for name, id in index.items()}
+    stores = {name: Store(request.output, id).found for name, id in index_of(request).items()}
     return {name: {place: found[key] for place, key in keys.items()} for name, found in stores.items()}
+
+
+def index_of(request: Request) -> dict[str, str]:
+    """Digest of each measure by its name, once all have been loaded."""
+    found: dict[str, str] = json.loads((request.output / SCORES / INDEX).read_text("utf-8"))
+    return found
 
 
 def _keys(request: Request, batches: Sequence[Sequence[EvalPrompt]]) -> dict[tuple[str, str], str]:

@@ -198,12 +198,8 @@ def open_model(model: Model, base: Model, text_length: int, precision: str) -> P
 
 
 def share_device() -> str:
-    """Best device, and each process's own GPU where there are several."""
-    import torch
-
+    """Where this process computes: the GPU of its number, Apple's, else the CPU."""
+    from diffalign.label.judges import own_device
     from diffalign.label.many import Share
-    from diffalign.policy.precision import best_device
 
-    if not torch.cuda.is_available():
-        return str(best_device())
-    return f"cuda:{Share.of_environment().rank % torch.cuda.device_count()}"
+    return own_device(Share.of_environment().rank)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import scorers
 from diffalign.evaluate.generate import Sampling
 from diffalign.evaluate.models import Model, identity
 from diffalign.evaluate.prompts import EvalPrompt
@@ -97,8 +98,8 @@ class Request:
 
 
 def scorer_name(spec: str) -> str:
-    """Name of a scorer given as ``name`` or ``name=weights``."""
-    return spec.partition("=")[0]
+    """Name of a scorer given in one word; see ``scorers.Spec``."""
+    return scorers.Spec.parse(spec).name
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from diffalign.evaluate.studies import read_shift
 from diffalign.evaluate.summary import Analysis, Judged, judge_table, report_of
 from diffalign.evaluate.table import table_of
 from diffalign.evaluate.work import work
+from diffalign.label.judges import refuse_unknown
 from diffalign.policy.precision import DTYPES
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,8 @@ def request_of(asked: Asked) -> tuple[Request, list[str]]:
         steps=asked.steps, guidance=asked.guidance, side=asked.side or None, batch=asked.batch,
         noise=cast(Noise, asked.noise),
     )  # fmt: skip
-    first = asked.primary or scorer_name((*asked.scorers, "")[0])
+    refuse_unknown([*asked.scorers, *asked.trained_on, *asked.sets])
+    first = asked.primary or next(map(scorer_name, asked.scorers), "")
     request = Request(
         models=tuple(models), prompts=tuple(prompts), trained_on=asked.trained_on, sets=asked.sets,
         scorers=tuple(sorted(asked.scorers, key=lambda spec: scorer_name(spec) != first)),

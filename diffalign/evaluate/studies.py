@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffalign.data.keys import content_key
 from diffalign.evaluate.generate import generate, picture_seed
-from diffalign.evaluate.measure import Scores, Store, Values
+from diffalign.evaluate.measure import Scores, Store, Values, index_of
 from diffalign.evaluate.models import Model, identity, open_model, share_device
 from diffalign.evaluate.prompts import EvalPrompt
 from diffalign.evaluate.request import Request, RequestError, scorer_name
@@ -142,7 +142,7 @@ def study_id(request: Request, model: Model, label: str) -> str:
     if label == "path":
         what |= {"points": request.smoothness}
     else:
-        what |= {"scorer": request.scorers[0], "seeds": request.seeds}
+        what |= {"scorer": index_of(request)[scorer_name(request.scorers[0])], "seeds": request.seeds}
     return content_key("study", json.dumps(what, sort_keys=True))
 
 

@@ -35,6 +35,7 @@ from diffalign.label.many import Share
 from diffalign.policy import load_policy
 from diffalign.policy.export import export_policy
 from diffalign.votes.rows import Shown, Vote, to_lines
+from scorers.registry import RegistryError
 from tests.tiny import tiny_folder
 
 BRIGHT, RED = "tests.evaluate.toy:Brightness", "tests.evaluate.toy:Redness"
@@ -160,6 +161,7 @@ def evaluated(asked: Asked) -> Path:
         ({"primary": "hps"}, RequestError, "none of --scorers"),
         ({"noise": "some"}, RequestError, "own or shared"),
         ({"limit": 1}, RequestError, "at least 2"),
+        ({"scorers": ("shapes-larg",)}, RegistryError, "shapes-large"),
         ({"models": ("nowhere", "else")}, FileNotFoundError, "no model at 'nowhere'"),
     ],
 )
