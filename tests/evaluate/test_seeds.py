@@ -138,6 +138,13 @@ def test_half_of_white_noise_is_beyond_the_cut():
     assert image_statistics(noise)["high_frequency"].mean() == pytest.approx(1 - circle, abs=0.02)
 
 
+def test_direction_does_not_matter():
+    picture = torch.rand(1, 3, 17, 24, generator=torch.Generator().manual_seed(0))
+    along, across = image_statistics(picture), image_statistics(picture.mT)
+    for name in NAMES:
+        assert along[name].item() == pytest.approx(across[name].item())
+
+
 def test_image_statistics_want_pictures():
     with pytest.raises(ValueError, match="expected"):
         image_statistics(torch.zeros(2, 1, 8, 8))
