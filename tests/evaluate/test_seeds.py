@@ -153,6 +153,6 @@ def test_image_statistics_want_pictures():
 def test_plan():
     lines = plan_lines(0.55, 0.3)
     assert "783 independent pairs" in lines[0] or "782 independent pairs" in lines[0]
-    assert "worth 2.1 each" in lines[4]
+    assert "a prompt is worth 2.1 of them" in lines[4]
     with pytest.raises(ValueError, match="correlation"):
         plan_lines(0.55, 1.5)
