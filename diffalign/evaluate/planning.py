@@ -29,7 +29,8 @@ def plan_lines(win_rate: float, correlation: float, power: float = 0.8) -> list[
     for seeds in SEEDS:
         prompts = power_prompts(win_rate, seeds=seeds, correlation=correlation, power=power)
         worth = seeds / (1 + (seeds - 1) * correlation)
+        pairs = prompts * seeds
         lines.append(
-            f"  {seeds} seeds: {prompts} prompts, {prompts * seeds} pairs (a prompt is worth {worth:.1f} of them)"
+            f"  {seeds} seeds: {prompts} prompts, {pairs} pairs (a prompt is worth {worth:.1f} of them)"
         )
     return [*lines, "more prompts beat more seeds"]
