@@ -17,6 +17,7 @@ from rich.logging import RichHandler
 
 from diffalign import cli_attention
 from diffalign.cli_scorers import register
+from diffalign.evaluate.command import evaluate
 
 app = typer.Typer(
     help="Align diffusion models with what people prefer.", no_args_is_help=True, rich_markup_mode="rich",
@@ -30,6 +31,7 @@ app.add_typer(scorers_app, name="scorers")
 app.add_typer(bench_app, name="bench")
 register(scorers_app, bench_app)
 cli_attention.register(bench_app)
+app.command()(evaluate)
 
 Recipe = Annotated[
     str, typer.Argument(help="recipe file, run folder's config.yaml, or name of a packaged recipe")
@@ -191,28 +193,14 @@ def train_main() -> None:
 
 
 @app.command()
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="run folder")],
-    prompts: Annotated[int, typer.Option(min=0, help="held-out prompts; 0 = as in the recipe")] = 0,
-    seeds: Annotated[int, typer.Option(min=0, help="pictures of each prompt; 0 = as in the recipe")] = 0,
-) -> None:
-    """Evaluate a run's exported weights again, against its base.
-
-    Example: diffalign evaluate outputs/shapes-unet-dpo --seeds 8
-    """
-    from diffalign.train.again import evaluate_again
-
-    set_up_logging()
-    with one_clear_line():
-        evaluate_again(run, prompts, seeds)
-
-
-@app.command()
 def generate(
     model: Annotated[str, typer.Argument(help="diffusers folder")],
     prompt: Annotated[list[str], typer.Option(help="prompt; may be given several times")],
     lora: Annotated[str | None, typer.Option(help="LoRA folder to load")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="pictures of each prompt")] = 4,
+    seeds_from: Annotated[
+        Path | None, typer.Option(help="report.json: the seeds that excel in it, the best first")
+    ] = None,
     output: Annotated[Path, typer.Option(help="folder for the pictures")] = Path("outputs/pictures"),
     steps: Annotated[int, typer.Option(min=1, help="sampling steps")] = 20,
     guidance: Annotated[float, typer.Option(help="classifier-free guidance")] = 4.0,
@@ -224,7 +212,7 @@ def generate(
     from diffalign.train.again import generate_to
 
     with one_clear_line():
-        for path in generate_to(output, model, prompt, lora, seeds, steps, guidance):
+        for path in generate_to(output, model, prompt, lora, seeds, steps, guidance, seeds_from):
             typer.echo(path)
 
 

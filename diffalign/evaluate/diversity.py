@@ -74,11 +74,31 @@ def diversity(features: Tensor, pictures: Tensor) -> dict[str, float]:
         features: (P, S, D), about zero where nothing is to be seen; none of them zero everywhere.
         pictures: (P, S, C, H, W) in [0, 1].
     """
+    return {name: float(values.mean()) for name, values in diversities(features, pictures).items()}
+
+
+def shrunk_diversity(pictures: Tensor) -> dict[str, Tensor]:
+    """Diversity of the seeds of each prompt; features are the pictures shrunk to 8 x 8, about mid-grey.
+
+    Args:
+        pictures: (P, S, C, H, W) in [0, 1], S at least 2.
+
+    Returns:
+        (P,) float64 each: ``feature_distance``, ``pixel_distance`` and ``vendi``.
+    """
+    small = torch.nn.functional.interpolate(pictures.float().flatten(0, 1), size=(8, 8), mode="area")
+    # From black, all pictures would point about the same way; the constant gives an all-grey one a direction.
+    features = torch.nn.functional.pad(small.flatten(1) - 0.5, (0, 1), value=1e-3)
+    return diversities(features.unflatten(0, pictures.shape[:2]), pictures)
+
+
+def diversities(features: Tensor, pictures: Tensor) -> dict[str, Tensor]:
+    """Return the values of each prompt; arguments as for ``diversity``."""
     return {
-        "feature_distance": float(pairwise_distance(features).mean()),
-        "pixel_distance": float(pixel_distance(pictures).mean()),
+        "feature_distance": pairwise_distance(features),
+        "pixel_distance": pixel_distance(pictures),
         # With signs apart, opposite pictures are at right angles; as they are, Vendi would count them as one.
-        "vendi": float(vendi(torch.cat([features.relu(), (-features).relu()], -1)).mean()),
+        "vendi": vendi(torch.cat([features.relu(), (-features).relu()], -1)),
     }
 
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from diffalign.diffusion.corrupt import draw_seed
 from diffalign.policy import Policy
 
 Progress = Callable[[int], None]
+Noise = Literal["own", "shared"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +34,14 @@ class Sampling:
     """Side in pixels; None takes the model's own."""
     batch: int = 32
     """Pictures at once; a picture does not depend on it, for each has its own generator."""
+    noise: Noise = "own"
+    """Initial noise of seed 3, say: ``own`` differs from prompt to prompt, so that pictures are independent;
+    ``shared`` is that of ``torch.Generator().manual_seed(3)`` for all, so that seeds can be compared."""
 
 
-def picture_seed(prompt: str, seed: int) -> int:
+def picture_seed(prompt: str, seed: int, noise: Noise = "own") -> int:
     """Seed of one picture: by its prompt's text and its number, so never by its place in a list."""
-    return draw_seed("picture", prompt, seed)
+    return seed if noise == "shared" else draw_seed("picture", prompt, seed)
 
 
 def generate(
@@ -47,7 +52,7 @@ def generate(
     progress: Progress = lambda n: None,
 ) -> Tensor:
     """(P, S, 3, H, W) uint8 pictures of P prompts, each with S seeds; ``progress`` gets each number made."""
-    jobs = [(p, picture_seed(p, s)) for p in prompts for s in seeds]
+    jobs = [(p, picture_seed(p, s, sampling.noise)) for p in prompts for s in seeds]
     parts = []
     for i in range(0, len(jobs), sampling.batch):
         some = jobs[i : i + sampling.batch]
@@ -94,5 +99,6 @@ def _base_key(policy: Policy, prompts: Sequence[str], seeds: Sequence[int], samp
     scheduler = policy.pipeline.scheduler
     settings = [sampling.steps, sampling.guidance, sampling.side, type(scheduler).__name__]
     settings.append(json.dumps(dict(scheduler.config), sort_keys=True, default=str))
+    settings += ["shared"] if sampling.noise == "shared" else []
     parts = [what, settings, policy.device.type, str(policy.dtype)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import scorers
-from diffalign.evaluate.diversity import diversity
+from diffalign.evaluate.diversity import shrunk_diversity
 from diffalign.evaluate.gallery import GalleryItem, write_gallery
 from diffalign.evaluate.report import Report, Verdict, build_report
 from diffalign.evaluate.stats import base_sd, compare
@@ -170,11 +170,8 @@ def obedience(base: Tensor, model: Tensor, prompts: Sequence[str]) -> dict[str, 
 
 
 def _diversity(pictures: Tensor) -> dict[str, float]:
-    """Diversity between the seeds of a prompt; features are the pictures shrunk to 8 x 8, about mid-grey."""
+    """Diversity between the seeds of a prompt, as means over prompts."""
     if pictures.shape[1] < 2:
         return {}
-    x = pictures.float() / 255
-    small = torch.nn.functional.interpolate(x.flatten(0, 1), size=(8, 8), mode="area")
-    # From black, all pictures would point about the same way; the constant gives an all-grey one a direction.
-    features = torch.nn.functional.pad(small.flatten(1) - 0.5, (0, 1), value=1e-3)
-    return diversity(features.unflatten(0, x.shape[:2]), x)
+    found = shrunk_diversity(pictures.float() / 255)
+    return {name: float(values.mean()) for name, values in found.items()}

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-import difflib
 import hashlib
-import io
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from diffalign.evaluate.prompt_files import PromptFileError, read_rows
+from diffalign.evaluate.report import write_atomic
+
+__all__ = ["EvalPrompt", "Part", "PromptFileError", "part_of", "read_prompts", "split_prompts", "write_tasks"]
 
 logger = logging.getLogger(__name__)
 
 SELECT_SHARE = 0.3
 """Share of prompts on which checkpoints are chosen; the rest are for the report."""
-SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv")
 
 Part = Literal["select", "report"]
-
-
-class PromptFileError(ValueError):
-    """A prompt file that cannot be read; the message names the file, the line and the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,22 +30,25 @@ class EvalPrompt:
     prompt: str
     category: str = ""
     challenge: str = ""
+    task: str = ""
+    """GenEval's metadata as JSON (tag, include, exclude), which its detector compares pictures with."""
 
 
 def read_prompts(path: str | Path) -> list[EvalPrompt]:
     """Read a prompt file.
 
-    ``.txt`` has one prompt per line. ``.jsonl``, ``.csv`` and ``.tsv`` have a ``prompt`` column and may have
-    ``category`` and ``challenge``, in any case and order; other columns are ignored. Blank lines are skipped.
-    A prompt that comes again is left out with a warning, because a prompt is the unit of every interval.
+    ``.txt`` has one prompt per line. ``.jsonl``, ``.csv``, ``.tsv`` and ``.parquet`` have a ``prompt`` column
+    and may have ``category`` and ``challenge``, in any case and order; other columns are ignored. So
+    PartiPrompts' tsv, DrawBench's csv and GenEval's jsonl (whose tags become categories) are read as they
+    are. ``.json`` holds a list of prompts, or lists by category, and a folder of them is HPSv2's benchmark.
+    Blank lines are skipped. A prompt that comes again is left out with a warning, because a prompt is the
+    unit of every interval.
 
     Raises:
         PromptFileError: no such file, another suffix, no prompts, no prompt column, or a row that is broken.
     """
     path = Path(path)
-    text = _read_text(path)
-    rows = {".txt": _lines, ".jsonl": _json_rows}.get(path.suffix.lower(), _table_rows)(path, text)
-    found = [_prompt(row, where) for where, row in rows]
+    found = [_prompt(row, where) for where, row in read_rows(path)]
     first: dict[str, EvalPrompt] = {}
     for prompt in found:
         first.setdefault(prompt.prompt, prompt)
@@ -83,71 +83,6 @@ def split_prompts(
     return parts["select"], parts["report"]
 
 
-def _read_text(path: Path) -> str:
-    if path.suffix.lower() not in SUFFIXES:
-        raise PromptFileError(
-            f"{path}: prompt files end in {', '.join(SUFFIXES)}, not in {path.suffix or 'nothing'!r}"
-        )
-    if not path.is_file():
-        raise PromptFileError(f"{path} is not a file: check the path (relative paths start at {Path.cwd()})")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise PromptFileError(f"{path} is not UTF-8 at byte {error.start}: save it as UTF-8") from error
-
-
-Rows = Iterator[tuple[str, Mapping[str, object]]]
-"""Where a row stands, and its columns by lower-case name."""
-
-
-def _lines(path: Path, text: str) -> Rows:
-    return (
-        (f"{path} line {n}", {"prompt": line}) for n, line in enumerate(text.split("\n"), 1) if line.strip()
-    )
-
-
-def _json_rows(path: Path, text: str) -> Rows:
-    for n, line in enumerate(text.split("\n"), 1):  # not splitlines(): U+2028 is allowed inside a JSON string
-        if not line.strip():
-            continue
-        where = f"{path} line {n}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise PromptFileError(f"{where} is not JSON ({error.msg} at column {error.colno})") from error
-        if not isinstance(row, dict):
-            raise PromptFileError(f'{where} is not an object: write {{"prompt": "..."}}')
-        row = {key.lower(): value for key, value in row.items()}
-        _require_prompt_column(where, list(row))
-        yield where, row
-
-
-def _table_rows(path: Path, text: str) -> Rows:
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ","
-    )
-    names = [name.strip().lower() for name in next(reader, [])]
-    _require_prompt_column(f"the header of {path}", names)
-    for row in reader:
-        where = f"{path} line {reader.line_num}"
-        if not any(cell.strip() for cell in row):
-            continue
-        if len(row) > len(names):
-            remedy = "a prompt with the separator in it needs quotes"
-            raise PromptFileError(f"{where} has {len(row)} columns, the header {len(names)}: {remedy}")
-        yield where, dict(zip(names, row, strict=False))
-
-
-def _require_prompt_column(where: str, names: Sequence[str]) -> None:
-    if "prompt" in names:
-        return
-    near = difflib.get_close_matches("prompt", names, n=1) or [n for n in names if n in ("caption", "text")]
-    hint = f"; rename {near[0]!r}" if near else ""
-    raise PromptFileError(
-        f"{where} has no column 'prompt', only {', '.join(map(repr, names)) or 'nothing'}{hint}"
-    )
-
-
 def _prompt(row: Mapping[str, object], where: str) -> EvalPrompt:
     cells = {name: row.get(name) for name in ("prompt", "category", "challenge")}
     for name, value in cells.items():
@@ -156,4 +91,16 @@ def _prompt(row: Mapping[str, object], where: str) -> EvalPrompt:
     prompt, category, challenge = (str(value or "").strip() for value in cells.values())
     if not prompt:
         raise PromptFileError(f"{where}: the prompt is empty")
-    return EvalPrompt(prompt=prompt, category=category, challenge=challenge)
+    task = {key: row[key] for key in ("tag", "include", "exclude") if key in row}
+    return EvalPrompt(
+        prompt=prompt,
+        category=category,
+        challenge=challenge,
+        task=json.dumps(task) if {"tag", "include"} <= set(task) else "",
+    )
+
+
+def write_tasks(path: Path, prompts: Sequence[EvalPrompt]) -> Path | None:
+    """Write GenEval's metadata of the prompts that have it, as the scorer ``geneval`` reads it."""
+    rows = [json.loads(p.task) | {"prompt": p.prompt} for p in prompts if p.task]
+    return write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows)) if rows else None

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from diffalign.evaluate.details import Details
 from diffalign.evaluate.stats import Comparison
 
 SCHEMA = 1
@@ -41,9 +42,7 @@ class ComparisonRow(TypedDict):
     regression_rate: float
 
 
-class Report(TypedDict):
-    """The content of report.json. ``comparisons[0]`` is the primary comparison, by a judge not trained on."""
-
+class _Always(TypedDict):
     schema: int
     base: str
     prompts: int
@@ -53,6 +52,15 @@ class Report(TypedDict):
     diversity: dict[str, dict[str, float]]
     obedience: dict[str, float]
     versions: dict[str, str]
+
+
+class Report(_Always, total=False):
+    """The content of report.json. ``comparisons[0]`` is the primary comparison, by a judge not trained on.
+
+    ``details`` are there where ``diffalign evaluate BASE ALIGNED ...`` wrote the report.
+    """
+
+    details: Details
 
 
 class ReportError(ValueError):
@@ -121,12 +129,14 @@ def check_report(report: object, where: str = "report") -> Report:
         raise ReportError(f"{where} is a {type(report).__name__}, expected an object")
     if report.get("schema") != SCHEMA:
         raise ReportError(f"{where} has schema {report.get('schema')!r}, this diffalign reads {SCHEMA}")
-    _check_keys(report, Report.__annotations__.keys(), where)
+    _check_keys(report, Report.__required_keys__, where, Report.__optional_keys__)
     rows = report["comparisons"]
     if not isinstance(rows, list) or not rows:
         raise ReportError(f"{where} has no comparisons")
     for i, row in enumerate(rows):
         _check_keys(row, ComparisonRow.__annotations__.keys(), f"{where} comparisons[{i}]")
+    if "details" in report:
+        _check_keys(report["details"], (), f"{where} details", Details.__optional_keys__)
     if not rows[0]["held_out"]:
         metric = rows[0]["metric"]
         raise ReportError(
@@ -277,10 +287,10 @@ def _row(verdict: Verdict) -> ComparisonRow:
     )
 
 
-def _check_keys(found: object, expected: Iterable[str], where: str) -> None:
+def _check_keys(found: object, expected: Iterable[str], where: str, optional: Iterable[str] = ()) -> None:
     names = set(expected)
     if not isinstance(found, dict):
         raise ReportError(f"{where} is a {type(found).__name__}, expected an object")
-    if names != set(found):
-        missing, unknown = sorted(names - set(found)), sorted(map(str, set(found) - names))
+    missing, unknown = sorted(names - set(found)), sorted(map(str, set(found) - names - set(optional)))
+    if missing or unknown:
         raise ReportError(f"{where} is not in schema {SCHEMA}: missing {missing}, unknown {unknown}")

@@ -118,7 +118,7 @@ def compare(
         win_rate_zero_margin=_win_rate(_outcomes(gain, 0.0), won_zero),
         mean_gain=mean,
         mean_gain_sd=Interval(value=mean.value / sd, low=mean.low / sd, high=mean.high / sd),
-        regression_rate=_share(worse, len(gain)),
+        regression_rate=widened(worse, len(gain)),
         p_value=sign_flip_p(per_prompt, rng=generator, flips=flips),
     )
 
@@ -255,7 +255,7 @@ def _outcomes(gain: Floats, margin: float) -> Floats:
 
 
 def _win_rate(outcomes: Floats, interval: Interval) -> WinRate:
-    interval = _share(interval, len(outcomes))
+    interval = widened(interval, len(outcomes))
     return WinRate(
         value=interval.value,
         low=interval.low,
@@ -267,7 +267,7 @@ def _win_rate(outcomes: Floats, interval: Interval) -> WinRate:
     )
 
 
-def _share(interval: Interval, prompts: int) -> Interval:
+def widened(interval: Interval, prompts: int) -> Interval:
     """Widen the interval of a share that is 0 or 1 in every prompt, where the bootstrap has no width at all.
 
     It becomes the exact binomial interval with one trial a prompt (Clopper and Pearson 1934).

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from diffalign.evaluate.generate import Sampling, generate
+from diffalign.evaluate.generate import Noise, Sampling, generate
 from diffalign.evaluate.report import load_report, show_report, write_report
+from diffalign.evaluate.seeds import excelling
 from diffalign.policy import Policy, load_policy
 from diffalign.policy.export import LORA_FILE, export_policy, merge
 from diffalign.policy.guidance import is_guidance, read_guidance
@@ -118,25 +119,32 @@ def generate_to(
     seeds: int,
     steps: int,
     guidance: float,
+    seeds_from: Path | None = None,
 ) -> list[Path]:
     """Pictures of any pipeline as PNG files, named by prompt number and seed, each with its prompt in a file
     NNNN-S.txt beside it, so that the folder can be scored and paired as it is; existing files stay.
 
+    With ``seeds_from``, a report.json, they start from the noise of the seeds that excel in it, of which
+    ``seeds`` is then the most that are taken.
+
     Raises:
         FileExistsError: a picture or a prompt is there already.
+        ReportError: no seed excels in the report.
     """
+    numbers = list(range(seeds)) if seeds_from is None else excelling(seeds_from)[:seeds]
     policy = load_policy(model).to(best_device())
     if lora is not None and is_guidance(lora):
         policy.set_guidance(read_guidance(lora))
     elif lora is not None:
         load_into(policy.pipeline, lora)
     output.mkdir(parents=True, exist_ok=True)
-    paths = [output / f"{i:04d}-{s}.png" for i in range(len(prompts)) for s in range(seeds)]
+    paths = [output / f"{i:04d}-{s}.png" for i in range(len(prompts)) for s in numbers]
     taken = [f for p in paths for f in (p, p.with_suffix(".txt")) if f.exists()]
     if taken:
         raise FileExistsError(f"{taken[0]} exists: choose another --output")
-    pictures = generate(policy, prompts, range(seeds), Sampling(steps=steps, guidance=guidance))
-    texts = [prompt for prompt in prompts for _ in range(seeds)]
+    noise: Noise = "own" if seeds_from is None else "shared"
+    pictures = generate(policy, prompts, numbers, Sampling(steps=steps, guidance=guidance, noise=noise))
+    texts = [prompt for prompt in prompts for _ in numbers]
     for path, picture, prompt in zip(paths, pictures.flatten(0, 1), texts, strict=True):
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(path)
         path.with_suffix(".txt").write_text(prompt + "\n", encoding="utf-8")

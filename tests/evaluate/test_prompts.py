@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from diffalign.evaluate.prompts import EvalPrompt, PromptFileError, part_of, read_prompts, split_prompts
+from diffalign.evaluate.prompts import (
+    EvalPrompt,
+    PromptFileError,
+    part_of,
+    read_prompts,
+    split_prompts,
+    write_tasks,
+)
+from scorers.tasks import Include, read_tasks
 
 
 def write(folder: Path, name: str, text: str | bytes) -> Path:
@@ -40,6 +48,60 @@ def test_tables_carry_tags(tmp_path: Path, name: str, text: str) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.json", '{"anime": ["a cat"], "photo": ["a dog", "a sign \\"Go\\""]}'),
+        ("p.csv", 'Prompts,Category\na cat,anime\na dog,photo\n"a sign ""Go""",photo\n'),
+        ("p.tsv", 'Prompt\tCategory\na cat\tanime\na dog\tphoto\na sign "Go"\tphoto\n'),
+        ("q.tsv", 'Prompt\tCategory\na cat\tanime\na dog\tphoto\n"a sign ""Go"""\tphoto\n'),
+    ],
+)
+def test_published_sets_are_read_as_they_are(tmp_path: Path, name: str, text: str) -> None:
+    found = read_prompts(write(tmp_path, name, text))
+    assert [(p.prompt, p.category) for p in found] == [
+        ("a cat", "anime"),
+        ("a dog", "photo"),
+        ('a sign "Go"', "photo"),
+    ]
+
+
+def test_a_quote_at_the_start_stays(tmp_path: Path) -> None:
+    path = write(tmp_path, "p.tsv", 'Prompt\tCategory\n"Go" on a sign\tA\n"Go"\tB\n')
+    assert [p.prompt for p in read_prompts(path)] == ['"Go" on a sign', '"Go"']
+
+
+def test_a_folder_of_json_has_a_category_a_file(tmp_path: Path) -> None:
+    write(tmp_path, "photo.json", '["a dog"]')
+    write(tmp_path, "anime.json", '[{"prompt": "a cat", "challenge": "hard"}]')
+    assert read_prompts(tmp_path) == [
+        EvalPrompt(prompt="a cat", category="anime", challenge="hard"),
+        EvalPrompt(prompt="a dog", category="photo"),
+    ]
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    table = pa.table({"Prompt": ["a", "b"], "Category": ["x", None], "image": [b"1", b"2"]})
+    pq.write_table(table, tmp_path / "p.parquet")
+    assert read_prompts(tmp_path / "p.parquet") == [
+        EvalPrompt(prompt="a", category="x"),
+        EvalPrompt(prompt="b"),
+    ]
+
+
+def test_geneval_keeps_what_its_detector_needs(tmp_path: Path) -> None:
+    line = '{"tag": "counting", "include": [{"class": "cow", "count": 2}], "prompt": "a photo of two cows"}'
+    (found,) = read_prompts(write(tmp_path, "p.jsonl", line + "\n"))
+    assert found.category == "counting"
+    file = write_tasks(tmp_path / "tasks.jsonl", [found, EvalPrompt(prompt="a dog")])
+    assert file is not None
+    assert read_tasks(file)("a photo of two cows").include == (Include(label="cow", count=2),)
+    assert write_tasks(tmp_path / "none.jsonl", [EvalPrompt(prompt="a dog")]) is None
+
+
 def test_a_prompt_counts_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path, "p.csv", "prompt,category\na,first\nb,\na ,again\n")
     with caplog.at_level(logging.WARNING):
@@ -62,6 +124,10 @@ def test_a_prompt_counts_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
         ("p.csv", "", "no column 'prompt', only nothing"),
         ("p.csv", "prompt,category\na, b, c\n", "line 2 has 3 columns, the header 2: .* needs quotes"),
         ("p.csv", "prompt,category\n,b\n", "line 2: the prompt is empty"),
+        ("p.tsv", "prompt\tcategory\na\tb\tc\n", "line 2 has 3 columns, the header 2: .* use .jsonl"),
+        ("p.json", '{"prompt": "a"}', "expected a list of prompts"),
+        ("p.json", "[3]", "number 0 is not an object"),
+        ("p.json", "[", "is not JSON"),
     ],
 )
 def test_clear_errors(tmp_path: Path, name: str, text: str | bytes, message: str) -> None:
