@@ -12,7 +12,8 @@ from torch import Tensor
 
 import scorers
 from diffalign.evaluate.diversity import diversity
-from diffalign.evaluate.gallery import GalleryItem, write_gallery
+from diffalign.gallery.items import GalleryItem
+from diffalign.gallery.write import write_gallery
 from diffalign.evaluate.report import Report, Verdict, build_report
 from diffalign.evaluate.stats import base_sd, compare
 from scorers.protocol import Scorer

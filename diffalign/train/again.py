@@ -90,7 +90,7 @@ def gallery_again(run: Path, output: Path, prompts: int) -> Path:
     Raises:
         FileExistsError: there is a file at ``output``.
     """
-    from diffalign.evaluate.gallery import write_gallery
+    from diffalign.gallery.write import write_gallery
 
     config, policy = open_for_pictures(run)
     options = replace(config.evaluate, prompts=prompts or config.evaluate.prompts)
