@@ -55,9 +55,10 @@ def _written(
     from diffalign.evaluate.report import load_report
     from diffalign.evaluate.results import NAME
     from diffalign.gallery.write import write_gallery_of
-    from diffalign.train.again import gallery_again
 
     if len(runs) == 1 and not (runs[0] / NAME).exists() and (runs[0] / "config.yaml").exists():
+        from diffalign.train.again import gallery_again  # brings torch
+
         return gallery_again(runs[0], output, prompts)
     file = runs[0] / "report.json"
     report = load_report(file) if len(runs) == 1 and file.exists() else None
