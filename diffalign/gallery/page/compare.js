@@ -167,9 +167,9 @@ function buildCompare() {
   for (const one of ui.dialog.querySelectorAll("[data-key]")) one.addEventListener("click", keys[one.dataset.key]);
   for (const id of ["a", "b"]) ui[id].addEventListener("change", (event) => change({ [id]: event.target.value }));
   ui.cut.addEventListener("input", showCut);
-  ui.dialog.addEventListener("keydown", (event) => {
-    const own = event.target.closest("select, input") || (event.key === " " && event.target.closest("button"));
-    if (own && event.key !== "Escape" || !keys[event.key] || event.altKey || event.ctrlKey || event.metaKey) return;
+  addEventListener("keydown", (event) => {
+    const own = event.target.closest("select, input") || (event.key === " " && event.target.closest("button:not([data-mode])"));
+    if (!ui.dialog.open || own || !keys[event.key] || event.altKey || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
     keys[event.key]();
   });
