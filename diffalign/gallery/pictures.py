@@ -29,8 +29,8 @@ def embedded(joined: Joined, limit: int | None) -> Content | None:
     uris: dict[str, str] = {}
     for shot in joined.shots.values():
         if shot.row.sha256 not in uris:
-            uris[shot.row.sha256] = uri = _uri(shot)
-            used += len(uri)
+            uris[shot.row.sha256] = _uri(shot)
+        used += len(uris[shot.row.sha256])
         if limit is not None and used > limit:
             return None
     return content_of(joined, lambda shot: uris[shot.row.sha256])

@@ -69,13 +69,17 @@ class Visit:
         self.page, self.address = page, address
         self.requests: list[str] = []
         self.messages: list[str] = []
+        self.asked = 0  # how often the page wanted to be sure before it was left
         page.on("request", lambda request: self.requests.append(request.url))
         page.on("console", lambda message: self.messages.append(message.text))
         page.on("pageerror", lambda error: self.messages.append(str(error)))
         page.on("dialog", self._asked)
 
     def _asked(self, dialog: object) -> None:
-        self.messages.append(f"dialog: {dialog.type}")  # type: ignore[attr-defined]
+        if dialog.type == "beforeunload":  # type: ignore[attr-defined]
+            self.asked += 1
+        else:
+            self.messages.append(dialog.message)  # type: ignore[attr-defined]
         dialog.accept()  # type: ignore[attr-defined]
 
     def open(self, fragment: str = "") -> Page:

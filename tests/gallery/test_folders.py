@@ -98,6 +98,14 @@ def test_large_galleries_keep_their_pictures_beside_the_file(results: Path, tmp_
     assert (tmp_path / "g_images" / "mine.txt").read_text() == "mine"
 
 
+def test_a_picture_that_comes_twice_counts_twice(results: Path) -> None:
+    rows = read_rows(results)
+    edit(results, lambda r: {"path": rows[0].path, "sha256": rows[0].sha256})
+    size = len(embedded(join([results]), None).entries[0].sources[0][0])  # type: ignore[union-attr]
+    assert embedded(join([results]), len(rows) * size) is not None
+    assert embedded(join([results]), len(rows) * size - 1) is None
+
+
 def test_a_page_that_fails_leaves_the_old_folder(
     results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,7 +28,6 @@ const say = (text) => (ui.live.textContent = text);
 const small = (row) => (Math.max(row.width, row.height) <= 256 ? " pixels" : "");
 
 /* ---- scores -------------------------------------------------------------------------------- */
-
 const judgeNames = judges.map((judge) => judge.name);
 const unit = (j) => (judges[j].sd === null ? "" : " s.d.");
 const margin = (j) => (judges[j].sd === null ? 0 : data.margin);
@@ -41,7 +40,6 @@ function gains(row, j, model, over = 0) {
 }
 
 /* ---- the view, kept in the address ---------------------------------------------------------- */
-
 const modes = ["side", "slider", "flicker", "difference"];
 const sorts = ["worst", "best", "low", "high", "disagreement", "votes", "file"];
 const defaults = {

@@ -1,5 +1,4 @@
 /* Two pictures of one prompt and seed, large: side by side, slider, flicker, difference; one zoom for both. */
-
 let flipped = false; // flicker: whether the second picture is on top
 const lens = { z: 1, x: 0, y: 0 }; // zoom, and shift in percent of the frame
 
@@ -69,7 +68,6 @@ function scoreTable(row, s, pair) {
 }
 
 /* ---- zoom and pan, the same for both pictures ------------------------------------------------ */
-
 function look(z, x, y, kept = true) {
   const room = 50 * (z - 1); // so that no frame loses its picture
   Object.assign(lens, { z, x: Math.max(-room, Math.min(room, x)), y: Math.max(-room, Math.min(room, y)) });
@@ -105,10 +103,7 @@ function fullSize(event) {
 function buildZoom() {
   const fingers = new Map();
   let moved = 0, apart = 0;
-  const spread = () => {
-    const [p, q] = [...fingers.values()];
-    return Math.hypot(p.clientX - q.clientX, p.clientY - q.clientY);
-  };
+  const spread = ([p, q]) => Math.hypot(p.clientX - q.clientX, p.clientY - q.clientY);
   ui.stage.addEventListener("wheel", (event) => {
     event.preventDefault();
     const { x, y } = pointOf(event);
@@ -117,7 +112,7 @@ function buildZoom() {
   ui.stage.addEventListener("pointerdown", (event) => {
     fingers.set(event.pointerId, event);
     moved = fingers.size > 1 ? Infinity : 0;
-    if (fingers.size === 2) apart = spread();
+    if (fingers.size === 2) apart = spread([...fingers.values()]);
   });
   ui.stage.addEventListener("pointermove", (event) => {
     const last = fingers.get(event.pointerId);
@@ -126,8 +121,8 @@ function buildZoom() {
     moved += Math.abs(dx) + Math.abs(dy);
     fingers.set(event.pointerId, event);
     if (fingers.size === 2) {
-      zoomBy(spread() / apart, x, y);
-      apart = spread();
+      zoomBy(spread([...fingers.values()]) / apart, x, y);
+      apart = spread([...fingers.values()]);
     } else look(lens.z, lens.x + (100 * dx) / box.width, lens.y + (100 * dy) / box.height);
   });
   for (const name of ["pointerup", "pointercancel", "pointerleave"]) ui.stage.addEventListener(name, (event) => {
@@ -136,7 +131,6 @@ function buildZoom() {
 }
 
 /* ---- moving on ------------------------------------------------------------------------------- */
-
 /** Move by seeds (running on into the next prompt) or by prompts, in the order on the page. */
 function move(bySeeds, byPrompts) {
   const now = opened();

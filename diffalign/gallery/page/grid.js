@@ -1,5 +1,4 @@
 /* Rows of prompts, columns of models: filters, sorts, scores as bars. Pictures are built when they come near. */
-
 const items = rows.map((row, index) => {
   const about = make("div", { class: "about" }, make("h3", { class: row.prompt.length > 120 ? "long" : "" }, row.prompt));
   const cells = make("div", { class: "cells" + small(row) });
@@ -43,7 +42,8 @@ function cell(item, m, pinned) {
     const image = make("img", { src: row.images[m][s], width: row.width, height: row.height, loading: "lazy", decoding: "async", alt: "" });
     image.addEventListener("error", () => image.replaceWith(make("span", { class: "lost small" }, "picture missing")));
     const name = `Compare ${models[m]}, seed ${seed}: ${row.prompt}`;
-    return make("div", {}, button(image, () => open(item.index, s, m), { class: "picture", "aria-label": name, "data-seed": s }), ranks && rankBar(ranks, m, s));
+    const picture = button(image, () => open(item.index, s, m), { class: "picture", "aria-label": name, "data-seed": s });
+    return make("div", {}, picture, ranks && rankBar(ranks, m, s));
   });
   return make("figure", { class: pinned ? "pinned" : "" }, make("figcaption", {}, models[m]), make("div", { class: "seeds" }, ...pictures));
 }
@@ -87,8 +87,8 @@ function tags(item) {
   const { row } = item, given = votesOf.get(row.id) ?? [], broken = given.filter((vote) => vote.broken).length;
   const on = flagged(row);
   const flag = button(on ? "Flagged" : "Flag", () => {
-    if (on) kept.removeItem(KEY + "flag:" + row.id);
-    else kept.setItem(KEY + "flag:" + row.id, "");
+    if (on) delete kept[KEY + "flag:" + row.id];
+    else kept[KEY + "flag:" + row.id] = "1";
     revision += 1;
     show();
     item.about.querySelector(".flag").focus();
@@ -100,7 +100,6 @@ function tags(item) {
 }
 
 /* ---- sort and filter ----------------------------------------------------------------------- */
-
 let shown = [], measuredFor = "";
 
 function measure() {
@@ -170,8 +169,9 @@ function showColumns() {
 }
 
 function buildGrid() {
-  for (const id of ["sort", "judge", "model", "category", "challenge"]) ui[id].addEventListener("change", (event) => change({ [id]: event.target.value }));
-  ui.text.addEventListener("input", (event) => change({ text: event.target.value }));
+  for (const id of ["sort", "judge", "model", "category", "challenge", "text"]) {
+    ui[id].addEventListener("input", () => change({ [id]: ui[id].value }));
+  }
   for (const chip of ui.only.children) chip.addEventListener("click", () => {
     const on = chosenChips(), name = chip.dataset.chip;
     change({ only: (on.includes(name) ? on.filter((other) => other !== name) : [...on, name]).join(".") });

@@ -1,5 +1,4 @@
 /* Statistics. The unit is the prompt: intervals resample prompts, or cluster by them. */
-
 /** A 32-bit hash of a text: FNV-1a with murmur's last mixing. */
 function hash(text) {
   let h = 0x811c9dc5;
@@ -7,15 +6,6 @@ function hash(text) {
   h = Math.imul(h ^ (h >>> 16), 0x85ebca6b);
   h = Math.imul(h ^ (h >>> 13), 0xc2b2ae35);
   return (h ^ (h >>> 16)) >>> 0;
-}
-
-/** Uniform numbers in [0, 1) that a seed makes the same everywhere (xorshift). */
-function generator(seed) {
-  let x = seed || 1;
-  return () => {
-    x ^= x << 13; x ^= x >>> 17; x ^= x << 5;
-    return (x >>> 0) / 2 ** 32;
-  };
 }
 
 const pairs = models.flatMap((_, i) => models.slice(i + 1).map((_, k) => [i, i + 1 + k]));
@@ -30,7 +20,7 @@ function tally(source) {
       else { ties[a * M + b] += 1; ties[b * M + a] += 1; }
     };
     if (source === "votes") {
-      for (const vote of votesOf.get(row.id) ?? []) {
+      for (const vote of votesOf.get(row.id) ?? []) if (vote.aspect === session.aspect) {
         count(models.indexOf(vote.a.model), models.indexOf(vote.b.model), { a: 1, b: -1 }[vote.choice] ?? 0);
       }
     } else {
@@ -58,10 +48,11 @@ function rate({ wins, ties }, i, j) {
 /** Values of statistic(total) with their 95 % intervals, from 400 resamples of the prompts that were judged. */
 function bootstrap(all, statistic) {
   const tallies = all.filter((one) => [...one.wins, ...one.ties].some(Boolean));
-  const values = statistic(total(tallies)), next = generator(1), drawn = values.map(() => []);
+  const values = statistic(total(tallies)), drawn = values.map(() => []);
+  let x = 1; // xorshift, so that the intervals are the same each time
   for (let b = 0; b < 400 && tallies.length > 1; b++) {
     const weights = new Uint16Array(tallies.length);
-    for (let p = 0; p < tallies.length; p++) weights[Math.floor(next() * tallies.length)] += 1;
+    for (let p = 0; p < tallies.length; p++) { x ^= x << 13; x ^= x >>> 17; x ^= x << 5; weights[(x >>> 0) % tallies.length] += 1; }
     statistic(total(tallies, weights)).forEach((v, k) => Number.isFinite(v) && drawn[k].push(v));
   }
   return values.map((value, k) => {

@@ -1,5 +1,4 @@
 /* Showing the view that the address names, and beginning. */
-
 const places = { review: ui.review, summary: ui.summary, vote: ui.vote };
 const main = document.querySelector("main");
 
@@ -7,7 +6,7 @@ function show() {
   if (session.rater) state.view = "vote"; // names stay hidden until the session ends
   const blind = state.view === "vote";
   // Taken out of the document, not only hidden: nothing in it may name a model.
-  main.replaceChildren(places[state.view]);
+  if (main.firstElementChild !== places[state.view] || main.children.length > 1) main.replaceChildren(places[state.view]);
   document.title = ui.heading.textContent = blind ? "Blind vote" : data.title;
   ui.subtitle.hidden = blind;
   if (blind) { ui.dialog.remove(); ui.live.textContent = ""; } else if (!ui.dialog.isConnected) document.body.append(ui.dialog);
@@ -27,13 +26,14 @@ const isDark = () => (state.theme ? state.theme === "dark" : matchMedia("(prefer
 function start() {
   buildGrid();
   buildCompare();
-  buildSummary();
   buildVote();
   readVotes();
   readFragment();
   for (const one of ui.views.children) one.addEventListener("click", () => change({ view: one.dataset.view, prompt: "" }));
+  ui.source.addEventListener("change", (event) => change({ source: event.target.value }));
+  ui.of.addEventListener("change", (event) => change({ model: event.target.value }));
   ui.theme.addEventListener("click", () => change({ theme: isDark() ? "light" : "dark" }));
-  if (kept !== globalThis.localStorage) warn("This browser keeps nothing for this page: export votes before you close it.");
+  if (!(kept instanceof Storage)) warn("This browser keeps nothing for this page: export votes before you close it.");
   show();
   addEventListener("hashchange", () => { readFragment(); show(); });
   addEventListener("storage", (event) => { if (event.key === null || event.key.startsWith(KEY)) { readVotes(); show(); } });

@@ -1,5 +1,4 @@
 /* Figures that follow from one judge or from the votes in this browser. */
-
 const interval = ({ value, low, high }) =>
   !Number.isFinite(value) ? "\u2013" : value.toFixed(3) + (Number.isFinite(low) ? ` [${low.toFixed(3)}, ${high.toFixed(3)}]` : "");
 
@@ -30,7 +29,8 @@ function matrix(tallies) {
 function ladder(tallies) {
   const found = bootstrap(tallies, strengths), reach = Math.max(0.5, ...found.flatMap((s) => [s.low, s.high]).filter(Number.isFinite).map(Math.abs));
   return table(["Model", `log-strength over ${base}`, "[95 %]"], models.map((name, m) => make("tr", {}, make("th", { scope: "row" }, name),
-    make("td", {}, m ? forest(found[m], verdict(found[m], 0), -reach, reach) : ""), make("td", { class: "number" }, m ? interval(found[m]) : "reference"))));
+    make("td", {}, m ? forest(found[m], verdict(found[m], 0), -reach, reach) : ""),
+    make("td", { class: "number" }, m ? interval(found[m]) : "reference"))));
 }
 
 function byCategory(tallies) {
@@ -48,19 +48,22 @@ function histogram(j) {
   for (const value of values) bins[Math.round(10 + (10 * value) / most)] += 1;
   const tallest = Math.max(...bins);
   const bars = bins.map((count, k) => {
-    const middle = ((k - 10) / 10) * most, bar = make("i", { class: tone(middle, j), title: `about ${signed(middle)}${unit(j)}: ${plural(count, "prompt")}` });
+    const middle = ((k - 10) / 10) * most, title = `about ${signed(middle)}${unit(j)}: ${plural(count, "prompt")}`;
+    const bar = make("i", { class: tone(middle, j), title });
     bar.style.height = (100 * count) / tallest + "%";
     return bar;
   });
-  const text = `Gains of ${state.model} by ${judgeNames[j]}: ${values.filter((v) => v > margin(j)).length} prompts better, ${values.filter((v) => v < -margin(j)).length} worse`;
+  const many = (name) => values.filter((value) => tone(value, j) === name).length;
+  const text = `Gains of ${state.model} by ${judgeNames[j]}: ${plural(many("good"), "prompt")} better, ${many("bad")} worse`;
   return make("figure", {}, make("div", { class: "histogram", role: "img", "aria-label": text }, ...bars),
     make("figcaption", {}, `${signed(-most)} to ${signed(most)}${unit(j)}, mean over a prompt's seeds. ${text}.`));
 }
 
 function extremes(j, best) {
   const ordered = [...items].sort((x, y) => (best ? -1 : 1) * (x.gains[j] - y.gains[j])).slice(0, 8);
-  return make("ol", {}, ...ordered.map(({ row, gains: found }) => make("li", {}, make("span", { class: "number " + tone(found[j], j) }, signed(found[j])), " ",
-    make("a", { href: fragmentOf({ ...defaults, judge: state.judge, model: state.model, b: state.model, prompt: row.id }) }, row.prompt))));
+  const address = (row) => fragmentOf({ ...defaults, judge: state.judge, model: state.model, b: state.model, prompt: row.id });
+  return make("ol", {}, ...ordered.map(({ row, gains: found }) => make("li", {},
+    make("span", { class: "number " + tone(found[j], j) }, signed(found[j])), " ", make("a", { href: address(row) }, row.prompt))));
 }
 
 let summarised = "";
@@ -72,21 +75,16 @@ function showSummary() {
   measure();
   ui.source.value = source;
   ui.of.value = state.model;
-  const given = [...votesOf.values()].flat(), bad = given.filter((vote) => vote.choice === "both_bad").length;
+  const given = [...votesOf.values()].flat().filter((vote) => vote.aspect === session.aspect), bad = given.filter((vote) => vote.choice === "both_bad").length;
   const tallies = tally(source), some = source !== "votes" || given.length > 0, j = judgeNames.indexOf(source);
-  const note = source !== "votes" ? "" : given.length ? `Both bad: ${percent(bad / given.length)} of ${plural(given.length, "vote")}; here they count as ties.` : "No votes yet.";
+  const told = given.length ? `Both bad: ${percent(bad / given.length)} of ${plural(given.length, "vote")}; here they count as ties.` : "No votes yet.";
   const categories = some ? byCategory(tallies) : null;
   ui.figures.replaceChildren(...[
-    note ? make("p", { class: "soft" }, note) : null,
-    some ? section("Win rates", matrix(tallies), make("p", { class: "soft small" }, "Row over column; ties count half; 95 % intervals resample prompts.")) : null,
+    source === "votes" ? make("p", { class: "soft" }, told) : null,
+    some ? section("Win rates", matrix(tallies), make("p", { class: "soft small" }, "Row over column; ties count half; intervals resample prompts.")) : null,
     some && others.length > 1 ? section("Strengths (Bradley-Terry with ties)", ladder(tallies)) : null,
     categories ? section("Categories", categories) : null,
     j >= 0 ? section("Gains", histogram(j)) : null,
     j >= 0 ? make("div", { class: "two-columns" }, section("Largest losses", extremes(j, false)), section("Largest gains", extremes(j, true))) : null,
   ].filter(Boolean));
-}
-
-function buildSummary() {
-  ui.source.addEventListener("change", (event) => change({ source: event.target.value }));
-  ui.of.addEventListener("change", (event) => change({ model: event.target.value }));
 }

@@ -1,18 +1,20 @@
 /* Blind voting. What is shown next follows from the rater's name and votes alone, so that it can go on anywhere. */
-
 const ROUND = 25; // in so many votes there are two repeats with sides swapped (8 %) and one anchor
 const session = { rater: "", aspect: "overall", pair: null, since: 0, last: null };
-const pairKey = (vote) => [vote.prompt_id, vote.seed, ...[vote.a.model, vote.b.model].map((name) => models.indexOf(name)).sort()].join("|");
-
 const mine = () => votes.filter((vote) => vote.rater === session.rater && vote.aspect === session.aspect);
 const sideOf = (row, m, s) => ({ model: models[m], sha256: row.sha256[m][s] });
 
+const differ = (row, s, i, j) => row.sha256[i][s] !== row.sha256[j][s];
+const firstSeed = (row, i, j) => hash([data.gallery, row.id, i, j].join("|")) % seeds.length; // for all raters
+const firstPairs = rows.flatMap((row) => pairs.filter(([i, j]) => differ(row, firstSeed(row, i, j), i, j))).length;
+
 /** The pair after these votes of the rater, or null when all were seen. */
-function plan(given) {
+const plan = (given) => special(given) ?? firstRound(given) ?? widest(given);
+
+function special(given) {
   const n = given.length, h = (what) => hash([data.gallery, session.rater, session.aspect, Math.floor(n / ROUND), what].join("|"));
   if (n % ROUND === 1 + (h("anchor") % 4)) return anchor(h("which"));
-  const again = [6 + (h("first") % 8), 15 + (h("second") % 9)].includes(n % ROUND) && repeat(given, h("which"));
-  return again || firstRound(given) || widest(given);
+  return [6 + (h("first") % 8), 15 + (h("second") % 9)].includes(n % ROUND) ? repeat(given, h("which")) : null;
 }
 
 function pairOf(row, s, i, j, more = {}) {
@@ -26,14 +28,16 @@ function anchor(h) {
   return pairOf(rows[(h >>> 9) % rows.length], 0, m, m, { anchor: side, left: (h >>> 4) % 2 ? "a" : "b" });
 }
 
+const again = (vote, more) => pairOf(rows[byPrompt.get(vote.prompt_id)], seeds.indexOf(vote.seed),
+  models.indexOf(vote.a.model), models.indexOf(vote.b.model), more);
+
 function repeat(given, h) {
   const done = new Set(given.map((vote) => vote.repeat_of)), old = given.slice(0, -4).filter((vote) => counts(vote) && !done.has(vote.time));
-  if (!old.length) return null;
-  const vote = old[h % old.length], [a, b] = [models.indexOf(vote.a.model), models.indexOf(vote.b.model)];
-  return pairOf(rows[byPrompt.get(vote.prompt_id)], seeds.indexOf(vote.seed), a, b, { left: vote.left === "a" ? "b" : "a", repeat_of: vote.time });
+  const vote = old[h % old.length];
+  return vote ? again(vote, { left: vote.left === "a" ? "b" : "a", repeat_of: vote.time }) : null;
 }
 
-const shuffled = rows.map((_, p) => p).sort((x, y) => hash(data.gallery + rows[x].id) - hash(data.gallery + rows[y].id));
+const shuffled = rows.map((row, p) => [hash(data.gallery + row.id), p]).sort((x, y) => x[0] - y[0]).map(([, p]) => p);
 
 /** Every pair of models on every prompt once. All raters see the same pictures of it; each begins elsewhere, and
  *  the pairs of models take turns, so that every part of any rater's votes is balanced. */
@@ -41,17 +45,18 @@ function firstRound(given) {
   const seen = new Set(given.map(pairKey)), P = rows.length, from = hash(session.rater);
   for (let k = 0; k < P * pairs.length; k++) {
     const place = (k + from) % P, row = rows[shuffled[place]], [i, j] = pairs[(place + Math.floor(k / P) + (from >>> 16)) % pairs.length];
-    const s = hash([data.gallery, row.id, i, j].join("|")) % seeds.length;
-    if (!seen.has([row.id, seeds[s], i, j].join("|"))) return pairOf(row, s, i, j);
+    const s = firstSeed(row, i, j);
+    if (differ(row, s, i, j) && !seen.has([row.id, seeds[s], i, j].join("|"))) return pairOf(row, s, i, j);
   }
   return null;
 }
 
 /** Half-width of the win rate of a pair of models, from the votes in this browser. */
-function doubt([i, j]) {
+function doubt(pair) {
+  const names = pair.map((m) => models[m]);
   const shares = [...votesOf.values()].map((some) => {
-    const own = some.filter((vote) => vote.aspect === session.aspect && [models[i], models[j]].includes(vote.a.model) && [models[i], models[j]].includes(vote.b.model));
-    const won = own.map((vote) => (["a", "b"].includes(vote.choice) ? Number(vote[vote.choice].model === models[i]) : 0.5));
+    const own = some.filter((vote) => vote.aspect === session.aspect && names.includes(vote.a.model) && names.includes(vote.b.model));
+    const won = own.map((vote) => (["a", "b"].includes(vote.choice) ? Number(vote[vote.choice].model === names[0]) : 0.5));
     return [won.reduce((sum, w) => sum + w, 0), own.length];
   });
   return halfWidth(shares.filter((share) => share[1]));
@@ -61,35 +66,33 @@ function doubt([i, j]) {
 function widest(given) {
   const seen = new Set(given.map(pairKey)), ordered = pairs.map((pair) => [doubt(pair), pair]).sort((x, y) => y[0] - x[0]);
   for (const [, [i, j]] of ordered) for (let s = 0; s < seeds.length; s++) for (const p of shuffled) {
-    if (!seen.has([rows[p].id, seeds[s], i, j].join("|"))) return pairOf(rows[p], s, i, j);
+    if (differ(rows[p], s, i, j) && !seen.has([rows[p].id, seeds[s], i, j].join("|"))) return pairOf(rows[p], s, i, j);
   }
   return null;
 }
 
 /* ---- the session ------------------------------------------------------------------------------ */
-
 const image = (pair, side) => pair.row.images[pair[side]][pair.s];
 const sides = (pair) => [pair.left, pair.left === "a" ? "b" : "a"];
 
 async function nextPair() {
-  session.count = mine().length;
-  const told = data.server && (await chosenByServer(session.rater)), row = told && rows[byPrompt.get(told.prompt_id)];
-  const own = mine(), asked = row && [seeds.indexOf(told.seed), models.indexOf(told.a), models.indexOf(told.b)];
-  session.pair = asked && asked.every((at) => at >= 0) ? pairOf(row, ...asked) : plan(own);
-  await showPair();
+  const own = mine();
+  session.count = own.length;
+  await showPair(special(own) ?? (data.server ? await chosenByServer(session.rater) : null) ?? plan(own));
   const next = plan([...own, { choice: "skip", time: "", prompt_id: "", a: {}, b: {} }]); // most likely
   if (next) for (const side of ["a", "b"]) Object.assign(new Image(), { src: image(next, side) }).decode().catch(() => {});
 }
 
-async function showPair() {
-  const { pair } = session;
+async function showPair(pair) {
+  session.pair = pair;
   ui.pair.replaceChildren();
   ui.asked.textContent = pair ? pair.row.prompt : "You have voted on every pair of this gallery. Thank you!";
   showProgress();
   if (!pair) return;
   const pictures = sides(pair).map((side, k) => {
     const degraded = pair.anchor && pair.anchor !== side;
-    return make("img", { src: image(pair, side), alt: k ? "right picture" : "left picture", width: pair.row.width, height: pair.row.height, class: degraded ? "degraded" : "" });
+    const { width, height } = pair.row, alt = k ? "right picture" : "left picture";
+    return make("img", { src: image(pair, side), alt, width, height, class: degraded ? "degraded" : "" });
   });
   ui.pair.className = "pair" + small(pair.row);
   ui.pair.replaceChildren(...pictures.map((picture, k) => make("figure", {}, make("figcaption", {}, k ? "B, right" : "A, left"), picture)));
@@ -99,18 +102,16 @@ async function showPair() {
 }
 
 function showProgress() {
-  const own = mine(), left = rows.length * pairs.length - new Set(own.filter(counts).map(pairKey)).size;
+  const own = mine(), left = firstPairs - new Set(own.filter((vote) => !vote.repeat_of && !vote.anchor).map(pairKey)).size;
   const width = Math.max(...pairs.map(doubt)), waiting = unexported();
-  ui.progress.textContent = `${plural(own.length, "vote")}. ${left > 0 ? `${plural(left, "pair")} to go in the first round.` : "First round done."} ` +
-    `Half-width of the least certain win rate: \u00b1${width.toFixed(3)} (95 %).` + (waiting ? ` ${waiting} ${data.server ? "not sent" : "not exported"}.` : "");
+  ui.progress.textContent = [plural(own.length, "vote"), left > 0 ? `${plural(left, "pair")} to go in the first round` : "first round done",
+    `half-width of the least certain win rate \u00b1${width.toFixed(3)} (95 %)`,
+    waiting ? `${waiting} ${data.server ? "not sent" : "not exported"}` : ""].filter(Boolean).join(" \u00b7 ");
   ui.before.hidden = !session.last || !judges.length;
-  if (!ui.before.hidden) ui["before-scores"].replaceChildren(lastScores());
-}
-
-function lastScores() {
-  const { row, s, ...pair } = session.last;
-  return table(["", "left", "right"], judges.map((judge, j) => make("tr", {}, make("th", { scope: "row" }, judge.name),
-    ...sides(pair).map((side) => make("td", { class: "number" }, row.scores[j][pair[side]][s].toFixed(3))))));
+  if (ui.before.hidden) return;
+  const { row, s, ...pair } = session.last, cell = (j, side) => make("td", { class: "number" }, row.scores[j][pair[side]][s].toFixed(3));
+  ui["before-scores"].replaceChildren(table(["", "left", "right"], judges.map((judge, j) =>
+    make("tr", {}, make("th", { scope: "row" }, judge.name), ...sides(pair).map((side) => cell(j, side))))));
 }
 
 async function answer(choice) {
@@ -123,8 +124,8 @@ async function answer(choice) {
     left: pair.left, choice: { left: pair.left, right }[choice] ?? choice, aspect: session.aspect, repeat_of: pair.repeat_of,
     anchor: pair.anchor, note: ui.note.value.trim(), broken: ui.broken.checked,
   };
+  if (!keep(vote)) return;
   session.pair = null;
-  if (!keep(vote)) { session.pair = pair; return; }
   ui.note.value = "";
   ui.broken.checked = false;
   session.last = pair.anchor ? session.last : pair;
@@ -142,10 +143,11 @@ function timeNow() {
 async function undo() {
   const last = mine().at(-1);
   if (!last) return say("nothing to undo");
-  forget(last);
+  for (const prefix of ["", KEY + "unsent:"]) delete kept[prefix + voteKey(last)];
+  readVotes();
   say("undone");
-  session.last = null;
-  await nextPair();
+  Object.assign(session, { last: null, count: mine().length });
+  await showPair(again(last, { left: last.left, repeat_of: last.repeat_of, anchor: last.anchor }));
 }
 
 function showVote() {
@@ -154,20 +156,6 @@ function showVote() {
   ui.question.textContent = `Which is ${ui.aspect.selectedOptions[0].text}?`;
   if (session.rater && session.count !== mine().length) nextPair();
   else if (session.rater) showProgress();
-}
-
-async function begin(event) {
-  event.preventDefault();
-  Object.assign(session, { rater: ui.rater.value.trim(), aspect: ui.aspect.value, last: null, count: -1 });
-  if (!session.rater) return;
-  kept.setItem("diffalign:rater", session.rater);
-  if (data.server) { await receive(session.rater); await send(); }
-  show();
-}
-
-function endSession() {
-  session.rater = "";
-  change({ view: "review" });
 }
 
 function voteKeys(event) {
@@ -183,8 +171,14 @@ function voteKeys(event) {
 }
 
 function buildVote() {
-  ui.rater.value = kept.getItem("diffalign:rater") ?? `r-${hash(String(Math.random())).toString(16).slice(0, 4)}`;
-  ui.welcome.addEventListener("submit", begin);
+  ui.rater.value = kept["diffalign:rater"] ?? `r-${hash(String(Math.random())).toString(16).slice(0, 4)}`;
+  ui.welcome.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    Object.assign(session, { rater: ui.rater.value.trim(), aspect: ui.aspect.value, last: null, count: -1 });
+    kept["diffalign:rater"] = session.rater;
+    if (data.server) { await receive(session.rater); await send(); }
+    show();
+  });
   for (const one of ui.ballot.querySelectorAll("[data-choice]")) one.addEventListener("click", () => answer(one.dataset.choice));
   ui.export.addEventListener("click", exportVotes);
   ui.import.addEventListener("click", () => ui.file.click());
@@ -192,6 +186,6 @@ function buildVote() {
     for (const file of ui.file.files) importVotes(await file.text(), file.name);
     ui.file.value = "";
   });
-  ui.end.addEventListener("click", endSession);
+  ui.end.addEventListener("click", () => { session.rater = ""; change({ view: "review" }); });
   addEventListener("keydown", voteKeys);
 }

@@ -1,39 +1,37 @@
 /* Votes: each is an item of its own in localStorage, so that two tabs never write over each other. */
-
 const KEY = `diffalign:${data.gallery}:`;
 const kept = (() => {
   try {
-    localStorage.setItem(KEY + "probe", "");
-    localStorage.removeItem(KEY + "probe");
+    localStorage[KEY + "probe"] = "";
+    delete localStorage[KEY + "probe"];
     return localStorage;
   } catch {
-    const items = new Map(); // the browser keeps nothing; the page says so
-    return {
-      getItem: (key) => items.get(key) ?? null, setItem: (key, value) => items.set(key, value),
-      removeItem: (key) => items.delete(key), keys: () => [...items.keys()],
-    };
+    return {}; // the browser keeps nothing; start() says so
   }
 })();
-const keptKeys = (prefix) => (kept.keys ? kept.keys() : Object.keys(kept)).filter((key) => key.startsWith(prefix));
+const keptKeys = (prefix) => Object.keys(kept).filter((key) => key.startsWith(prefix));
 const voteKey = (vote) => `${KEY}vote:${vote.rater}:${vote.time}`;
-const flagged = (row) => kept.getItem(KEY + "flag:" + row.id) !== null;
+const flagged = (row) => KEY + "flag:" + row.id in kept;
 
 let votes = []; // of all raters in this browser, by time
 let votesOf = new Map(); // by prompt id, without repeats, anchors and skipped pairs
 let revision = 0; // of votes and flags, so that what shows them is drawn anew
 
 function readVotes() {
-  const found = keptKeys(KEY + "vote:").map((key) => JSON.parse(kept.getItem(key)));
+  const found = keptKeys(KEY + "vote:").map((key) => JSON.parse(kept[key]));
   votes = found.sort((x, y) => (x.time < y.time ? -1 : 1));
-  votesOf = Map.groupBy(votes.filter(counts), (vote) => vote.prompt_id);
+  // The last word of a rater on a pair counts: a server keeps an answer that was taken back, too.
+  const last = new Map(votes.filter(counts).map((vote) => [vote.rater + "|" + vote.aspect + "|" + pairKey(vote), vote]));
+  votesOf = Map.groupBy(last.values(), (vote) => vote.prompt_id);
   revision += 1;
 }
 const counts = (vote) => vote.choice !== "skip" && !vote.repeat_of && !vote.anchor;
+const pairKey = ({ prompt_id, seed, a, b }) => [prompt_id, seed, ...[a, b].map((side) => models.indexOf(side.model)).sort((x, y) => x - y)].join("|");
 
 function keep(vote, sent) {
   try {
-    kept.setItem(voteKey(vote), JSON.stringify(vote));
-    if (data.server && !sent) kept.setItem(KEY + "unsent:" + voteKey(vote), "");
+    kept[voteKey(vote)] = JSON.stringify(vote);
+    if (data.server && !sent) kept[KEY + "unsent:" + voteKey(vote)] = "";
   } catch (error) {
     warn(`This vote could not be saved in the browser (${error.name}): export the votes now.`);
     return false;
@@ -42,19 +40,10 @@ function keep(vote, sent) {
   return true;
 }
 
-function forget(vote) {
-  kept.removeItem(voteKey(vote));
-  kept.removeItem(KEY + "unsent:" + voteKey(vote));
-  readVotes();
-}
-
-function warn(text) {
-  ui.warning.textContent = text;
-  ui.warning.hidden = !text;
-}
+const warn = (text) => Object.assign(ui.warning, { textContent: text, hidden: !text });
 
 function unexported() {
-  const until = kept.getItem(KEY + "exported") ?? "";
+  const until = kept[KEY + "exported"] ?? "";
   return data.server ? keptKeys(KEY + "unsent:").length : votes.filter((vote) => vote.time > until).length;
 }
 
@@ -63,7 +52,7 @@ function exportVotes() {
   const address = URL.createObjectURL(new Blob([text], { type: "application/jsonl" }));
   make("a", { href: address, download: `votes-${data.gallery.slice(0, 8)}.jsonl` }).click();
   setTimeout(() => URL.revokeObjectURL(address), 60_000);
-  if (votes.length) kept.setItem(KEY + "exported", votes.at(-1).time);
+  if (votes.length) kept[KEY + "exported"] = votes.at(-1).time;
   say(`${plural(votes.length, "vote")} exported`);
   show();
 }
@@ -92,7 +81,7 @@ function importVotes(text, name) {
     if (reason) return warn(`${name}, line ${i + 1} ${reason}; nothing was imported.`);
     found.push(vote);
   }
-  const fresh = found.filter((vote) => kept.getItem(voteKey(vote)) === null);
+  const fresh = found.filter((vote) => !(voteKey(vote) in kept));
   if (!fresh.every((vote) => keep(vote))) return;
   warn("");
   say(`${plural(fresh.length, "vote")} imported, ${found.length - fresh.length} were here already`);
@@ -100,35 +89,31 @@ function importVotes(text, name) {
 }
 
 /* ---- the server that the page came from, if any ---------------------------------------------- */
-
-function ask(path, query, options = {}) {
+function ask(path, options = {}) {
   const token = new URLSearchParams(location.search).get("token");
-  const address = new URL(path, location.href);
-  for (const [key, value] of Object.entries({ ...query, ...(token && { token }) })) address.searchParams.set(key, value);
-  const headers = token ? { Authorization: `Bearer ${token}` } : {};
-  return fetch(address, { ...options, headers: { ...headers, ...options.headers } });
+  return fetch(path, { ...options, headers: { ...(token && { Authorization: `Bearer ${token}` }), ...options.headers } });
 }
 
 /** Send what the server has not got yet; what it refuses is said and stays here for the export. */
 async function send() {
+  let trouble = "";
   for (const key of keptKeys(KEY + "unsent:")) {
-    const body = kept.getItem(key.slice((KEY + "unsent:").length));
-    if (body === null) { kept.removeItem(key); continue; }
     try {
-      const headers = { "Content-Type": "application/json" };
-      const answer = await ask("./votes", {}, { method: "POST", body, headers, keepalive: true });
-      if (!answer.ok) return warn(`The server refused a vote: ${(await answer.json()).detail}`);
+      const body = kept[key.slice((KEY + "unsent:").length)], headers = { "Content-Type": "application/json" };
+      const answer = await ask("./votes", { method: "POST", body, headers, keepalive: true });
+      if (answer.ok) delete kept[key];
+      else trouble = `The server refused a vote: ${(await answer.json()).detail}`;
     } catch {
-      return warn("The server does not answer: votes stay in this browser and are sent with the next one.");
+      trouble = "The server does not answer: votes stay in this browser and are sent with the next one.";
+      break;
     }
-    kept.removeItem(key);
-    warn("");
   }
+  warn(trouble);
 }
 
 async function receive(rater) {
   try {
-    const answer = await ask("./votes", { rater });
+    const answer = await ask("./votes?rater=" + encodeURIComponent(rater));
     if (!answer.ok) return warn(`The server sent no votes: ${(await answer.json()).detail}`);
     for (const line of (await answer.text()).split("\n").filter(Boolean)) keep(JSON.parse(line), true);
   } catch {
@@ -136,11 +121,13 @@ async function receive(rater) {
   }
 }
 
+/** The pair that the server wants to be voted on, or null where it leaves that to the page. */
 async function chosenByServer(rater) {
   try {
-    const answer = await ask("./next", { rater });
-    return answer.status === 200 ? await answer.json() : null;
+    const answer = await ask("./next?rater=" + encodeURIComponent(rater)), told = answer.status === 200 && (await answer.json());
+    const row = rows[byPrompt.get(told.prompt_id)], at = [seeds.indexOf(told.seed), models.indexOf(told.a), models.indexOf(told.b)];
+    return row && at.every((k) => k >= 0) ? pairOf(row, ...at) : null;
   } catch {
-    return null; // the page's own schedule goes on; send() says that the server is silent
+    return null; // send() says that the server is silent
   }
 }
