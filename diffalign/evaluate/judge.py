@@ -12,10 +12,10 @@ from torch import Tensor
 
 import scorers
 from diffalign.evaluate.diversity import diversity
-from diffalign.gallery.items import GalleryItem
-from diffalign.gallery.write import write_gallery
 from diffalign.evaluate.report import Report, Verdict, build_report
 from diffalign.evaluate.stats import base_sd, compare
+from diffalign.gallery.items import GalleryItem
+from diffalign.gallery.write import write_gallery
 from scorers.protocol import Scorer
 
 

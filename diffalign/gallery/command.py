@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 class GalleryGroup(TyperGroup):
     """``gallery RUN...`` is short for ``gallery write RUN...``, beside commands like ``gallery serve``."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put ``write`` in front of arguments that name no command."""
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
             args = ["write", *args]
@@ -22,7 +22,7 @@ class GalleryGroup(TyperGroup):
 gallery_app = typer.Typer(
     cls=GalleryGroup,
     no_args_is_help=True,
-    help="Write a gallery: diffalign gallery RUN... -o gallery.html (options: diffalign gallery write --help).",
+    help="Write a gallery: diffalign gallery RUN... -o gallery.html (all options: gallery write --help).",
 )
 
 

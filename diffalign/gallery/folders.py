@@ -109,8 +109,8 @@ def _add(shots: dict[tuple[str, str, int], Shot], row: Row, root: Path) -> None:
         shots[key] = Shot(row=row, file=file, scores=row.scores)
     elif old.row.sha256 != row.sha256:
         raise ResultsError(
-            f"{row.model!r} has two pictures of prompt {row.prompt!r}, seed {row.seed}: {old.file} and {file} "
-            "differ; runs that are joined must share it, or give the model another name"
+            f"{row.model!r} has two pictures of prompt {row.prompt!r}, seed {row.seed}: {old.file} and "
+            f"{file} differ; runs that are joined must share it, or give the model another name"
         )
     else:
         shots[key] = Shot(row=old.row, file=old.file, scores={**row.scores, **old.scores})
@@ -123,8 +123,8 @@ def _check_shared(shots: Mapping[tuple[str, str, int], Shot], models: Sequence[s
     for shot in shots.values():
         if texts[shot.row.prompt_id] != shot.row.prompt:
             raise ResultsError(
-                f"prompt id {shot.row.prompt_id} names {texts[shot.row.prompt_id]!r} and {shot.row.prompt!r}: "
-                "evaluate both runs with the same prompts"
+                f"prompt id {shot.row.prompt_id} names {texts[shot.row.prompt_id]!r} and "
+                f"{shot.row.prompt!r}: evaluate both runs with the same prompts"
             )
     for model in models[1:]:
         for lacking, having in ((model, models[0]), (models[0], model)):
@@ -147,8 +147,8 @@ def _unlike(
     name, seed = gap[0]
     what = f"seed {seed} of prompt {texts[name]!r}" if name in prompts else f"prompt {texts[name]!r}"
     return (
-        f"the runs do not share prompts and seeds: {lacking!r} lacks {what}, which {having!r} has{_more(gap)}; "
-        "evaluate both with the same --prompts and --seeds"
+        f"the runs do not share prompts and seeds: {lacking!r} lacks {what}, which {having!r} "
+        f"has{_more(gap)}; evaluate both with the same --prompts and --seeds"
     )
 
 

@@ -140,9 +140,7 @@ def _table(content: Content, units: Mapping[str, float | None]) -> list[Comparis
     if len(content.entries) < 2:
         return []  # one prompt has no interval
     return [
-        _compared(content, judge, sd, m)
-        for judge, sd in units.items()
-        for m in range(1, len(content.models))
+        _compared(content, judge, sd, m) for judge, sd in units.items() for m in range(1, len(content.models))
     ]
 
 

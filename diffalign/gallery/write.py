@@ -109,5 +109,7 @@ def _free(path: Path, overwrite: bool) -> Path:
     if path.is_dir():
         raise FileExistsError(f"{path} is a folder: name the HTML file")
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists: give another name, or overwrite=True (--overwrite) to replace it")
+        raise FileExistsError(
+            f"{path} exists: give another name, or overwrite=True (--overwrite) to replace it"
+        )
     return path

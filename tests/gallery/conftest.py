@@ -96,7 +96,9 @@ class Visit:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Headless Chromium of the system."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: make test installs it")
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is missing: make test installs it"
+    )
     names = ("chromium", "chromium-browser", "google-chrome")
     found = next(filter(None, map(shutil.which, names)), None)
     if found is None:

@@ -41,7 +41,11 @@ def edit(folder: Path, change: Any) -> None:
 def test_rows_become_the_page(results: Path, tmp_path: Path) -> None:
     page = write_gallery_of([results], tmp_path / "g.html", title="look")
     data = data_of(page.read_text(encoding="utf-8"))
-    assert (data["title"], data["models"], data["seeds"]) == ("look", ["base", "zebra-dpo", "zebra-kto"], [0, 1])
+    assert (data["title"], data["models"], data["seeds"]) == (
+        "look",
+        ["base", "zebra-dpo", "zebra-kto"],
+        [0, 1],
+    )
     assert [row["prompt"] for row in data["rows"]] == list(PROMPTS)
     rows = {(r.prompt, r.model, r.seed): r for r in read_rows(results)}
     for row in data["rows"]:
@@ -71,7 +75,9 @@ def test_runs_that_share_the_base_are_joined(results: Path, tmp_path: Path) -> N
     assert list(join([results, other], base="late").models) == ["late", "base", "zebra-dpo"]
 
 
-def test_a_score_that_some_pictures_lack_is_not_shown(results: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_score_that_some_pictures_lack_is_not_shown(
+    results: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     edit(results, lambda r: {"scores": {"taste": 1.0}} if r.model == "base" else {})
     assert list(join([results]).judges) == ["taste"]
     assert "not shown, as only some pictures have their score: scorer" in caplog.text

@@ -208,5 +208,3 @@ def test_clear_errors(items: list[GalleryItem], report: Report) -> None:
         encode(np.zeros((8, 8, 3)))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"shape \(3, 8, 8\)"):
         encode(np.zeros((3, 8, 8), np.uint8))
-
-

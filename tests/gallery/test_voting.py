@@ -91,7 +91,13 @@ def test_twenty_pairs_by_keyboard(visit: Visit, folder: Path, tmp_path: Path) ->
         for side in (vote.a, vote.b):
             assert pictures[side.model, vote.prompt_id, vote.seed].sha256 == side.sha256
         right = "b" if vote.left == "a" else "a"
-        want = {"ArrowLeft": vote.left, "ArrowRight": right, "ArrowUp": "tie", "ArrowDown": "both_bad", "s": "skip"}
+        want = {
+            "ArrowLeft": vote.left,
+            "ArrowRight": right,
+            "ArrowUp": "tie",
+            "ArrowDown": "both_bad",
+            "s": "skip",
+        }
         assert vote.choice == want[key]
         assert (vote.rater, vote.aspect) == ("ann", "overall")
         assert vote.prompt == pictures[vote.a.model, vote.prompt_id, vote.seed].prompt
@@ -235,8 +241,10 @@ def votes_of(page: Page, count: int, rater: str) -> list[dict[str, Any]]:
         for (let n = 0; n < count; n++) {
             const p = plan(all);
             if (!p) break;
-            all.push({ prompt_id: p.row.id, seed: seeds[p.s], a: sideOf(p.row, p.a, p.s), b: sideOf(p.row, p.b, p.s), left: p.left,
-                repeat_of: p.repeat_of, anchor: p.anchor, aspect: "overall", rater, choice: "ab"[n % 2], time: String(n).padStart(4, "0") });
+            const shown = { prompt_id: p.row.id, seed: seeds[p.s], left: p.left, repeat_of: p.repeat_of };
+            const pair = { a: sideOf(p.row, p.a, p.s), b: sideOf(p.row, p.b, p.s), anchor: p.anchor };
+            const given = { aspect: "overall", rater, choice: "ab"[n % 2], time: String(n).padStart(4, "0") };
+            all.push({ ...shown, ...pair, ...given });
         }
         session.rater = "";
         return all;
@@ -303,7 +311,7 @@ def test_the_end_is_said(visit: Visit, tmp_path: Path) -> None:
 
 
 def test_half_width_is_of_clustered_shares(visit: Visit) -> None:
-    """By hand: prompts won 2 of 2, 0 of 1 and the two that are added: m = 3/5, squares .64 + .36 + .16 + .36."""
+    """By hand: prompts won 2 of 2, 0 of 1 and the two that are added: m = 3/5."""
     page = visit.open()
     expected = min(0.5, 1.96 * (4 / 3 * (0.64 + 0.36 + 0.16 + 0.36)) ** 0.5 / 5)
     assert page.evaluate("halfWidth([[2, 2], [0, 1]])") == pytest.approx(expected)

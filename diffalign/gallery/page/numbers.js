@@ -45,15 +45,15 @@ function rate({ wins, ties }, i, j) {
   return (won + tied / 2) / (won + tied + lost);
 }
 
-/** Values of statistic(total) with their 95 % intervals, from 400 resamples of the prompts that were judged. */
+/** Values of statistic(total) with their 95 % intervals, from 2000 resamples of the prompts that were judged. */
 function bootstrap(all, statistic) {
   const tallies = all.filter((one) => [...one.wins, ...one.ties].some(Boolean));
   const values = statistic(total(tallies)), drawn = values.map(() => []);
-  let x = 1; // xorshift, so that the intervals are the same each time
-  for (let b = 0; b < 400 && tallies.length > 1; b++) {
+  let x = 0x92d68ca2; // xorshift, so that the intervals are the same each time
+  for (let b = 0; b < 2000 && tallies.length > 1; b++) {
     const weights = new Uint16Array(tallies.length);
     for (let p = 0; p < tallies.length; p++) { x ^= x << 13; x ^= x >>> 17; x ^= x << 5; weights[(x >>> 0) % tallies.length] += 1; }
-    statistic(total(tallies, weights)).forEach((v, k) => Number.isFinite(v) && drawn[k].push(v));
+    statistic(total(tallies, weights), values).forEach((v, k) => Number.isFinite(v) && drawn[k].push(v));
   }
   return values.map((value, k) => {
     const sorted = Float64Array.from(drawn[k]).sort(), n = sorted.length;
@@ -74,8 +74,9 @@ function halfWidth(shares) {
 /** Bradley-Terry log-strengths over the base's, with Davidson's (1970) ties; a ridge of 0.1 keeps them finite.
  *  Parameters are the M strengths and log nu; a tie has the mean strength of both plus log nu. The likelihood is
  *  concave and an outcome touches three parameters, so steps of a third of Newton's for each alone converge. */
-function strengths({ wins, ties }) {
+function strengths({ wins, ties }, from = []) {
   const M = models.length, theta = new Float64Array(M + 1), slope = new Float64Array(M + 1), bend = new Float64Array(M + 1);
+  theta.set(from); // where a resample begins
   const features = [[1, 0, 0], [0, 1, 0], [0.5, 0.5, 1]]; // of i wins, j wins, tie in theta[i], theta[j], log nu
   for (let step = 0, moved = 1; step < 300 && moved > 1e-5; step++) {
     for (let k = 0; k <= M; k++) { slope[k] = -0.1 * theta[k]; bend[k] = 0.1; }
