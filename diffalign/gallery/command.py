@@ -59,7 +59,9 @@ def _written(
     if len(runs) == 1 and not (runs[0] / NAME).exists() and (runs[0] / "config.yaml").exists():
         from diffalign.train.again import gallery_again  # brings torch
 
-        return gallery_again(runs[0], output, prompts)
+        return gallery_again(runs[0], output, prompts, title=title, overwrite=overwrite)
+    if prompts:
+        raise ValueError("--prompts is for a training run: results are shown whole")
     file = runs[0] / "report.json"
     report = load_report(file) if len(runs) == 1 and file.exists() else None
     return write_gallery_of(
