@@ -96,7 +96,8 @@ def _visit(page: Page, file: Path, prompts: int) -> None:
     heap = page.evaluate("performance.memory.usedJSHeapSize") / 2**20
     typer.echo(
         f"{prompts} prompts x {len(MODELS)} models, {file.stat().st_size / 2**20:.0f} MB file, "
-        f"heap {heap:.0f} MB: first pictures after {opened:.2f} s, {found['TaskDuration']:.2f} s of it on the page's thread; "
+        f"heap {heap:.0f} MB: first pictures after {opened:.2f} s, "
+        f"{found['TaskDuration']:.2f} s of it on the page's thread; "
         f"frames while scrolling: median {frames[50]:.0f} ms, longest {frames[-1]:.0f} ms; "
         + ", ".join(f"{name} {ms:.0f} ms" for name, ms in spent.items())
     )

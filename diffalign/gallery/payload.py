@@ -16,6 +16,7 @@ from diffalign.evaluate.stats import base_sd, compare
 
 logger = logging.getLogger(__name__)
 
+_REPORTED = ("prompts", "seeds_per_prompt", "obedience", "diversity")
 TIE_MARGIN_SD = 0.25
 """Of a gallery without a report."""
 
@@ -85,7 +86,7 @@ def payload(content: Content, report: Report | None, title: str) -> dict[str, An
         "margin": TIE_MARGIN_SD if report is None else report["tie_margin_sd"],
         "rows": [_row(entry, list(units)) for entry in content.entries],
         "table": _table(content, units) if report is None else report["comparisons"],
-        "report": report and {key: report[key] for key in ("obedience", "diversity")},
+        "report": report and {key: report[key] for key in _REPORTED},
     }
 
 

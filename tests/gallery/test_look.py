@@ -49,6 +49,7 @@ def test_an_attack_is_shown_as_text(visit: Visit) -> None:
     assert page.title() == ATTACK
 
 
+@pytest.mark.slow
 def test_requests_are_refused(visit: Visit) -> None:
     page = visit.open()
     violated = page.evaluate(
@@ -82,6 +83,7 @@ def test_sorts(visit: Visit, gain: dict[str, dict[str, float]], folder: Path) ->
     assert visit.prompts() == PROMPTS
 
 
+@pytest.mark.slow
 def test_filters(visit: Visit, gain: dict[str, dict[str, float]]) -> None:
     page = visit.open("#sort=file")
     page.fill("#text", "NUMBER 12")
@@ -109,6 +111,7 @@ def test_filters(visit: Visit, gain: dict[str, dict[str, float]]) -> None:
     assert visit.prompts() == ["a circle, number 3"]
 
 
+@pytest.mark.slow
 def test_columns_move_hide_and_stay_pinned(visit: Visit) -> None:
     page = visit.open()
     heads = page.locator("article").first.locator("figcaption")
@@ -128,6 +131,7 @@ def test_columns_move_hide_and_stay_pinned(visit: Visit) -> None:
     assert heads.all_text_contents() == ["zebra-kto", "base"]
 
 
+@pytest.mark.slow
 def test_scores_are_ranked_within_the_prompt(visit: Visit, folder: Path) -> None:
     page = visit.open("#sort=file")
     scores = [r.scores["taste"] for r in read_rows(folder) if r.prompt == PROMPTS[0]]
@@ -140,6 +144,7 @@ def test_scores_are_ranked_within_the_prompt(visit: Visit, folder: Path) -> None
         assert f"rank {rank} of 6 within this prompt" in text
 
 
+@pytest.mark.slow
 def test_the_whole_view_is_in_the_address(visit: Visit) -> None:
     page = visit.open()
     page.select_option("#sort", "best")
@@ -166,6 +171,7 @@ def test_the_whole_view_is_in_the_address(visit: Visit) -> None:
         assert len(visit.prompts()) == 50
 
 
+@pytest.mark.slow
 def test_two_are_compared_by_keyboard(visit: Visit) -> None:
     page = visit.open("#sort=file")
     page.locator("article").first.locator("figure").nth(2).locator("button").first.focus()
@@ -201,6 +207,7 @@ def test_two_are_compared_by_keyboard(visit: Visit) -> None:
     assert focused == f"Compare zebra-kto, seed 1: {ATTACK}"  # goes on at the picture seen last
 
 
+@pytest.mark.slow
 def test_zoom_and_pan_are_linked(visit: Visit) -> None:
     page = visit.open(f"#prompt={prompt_id(PROMPTS[0])}")
     left, right = (page.locator("#stage img").nth(i) for i in (0, 1))
@@ -222,6 +229,7 @@ def test_zoom_and_pan_are_linked(visit: Visit) -> None:
     assert page.evaluate("lens") == {"z": 1, "x": 0, "y": 0}
 
 
+@pytest.mark.slow
 def test_the_difference_of_two_pictures_is_drawn(visit: Visit) -> None:
     page = visit.open(f"#prompt={prompt_id(PROMPTS[0])}&mode=difference&a=base&b=base")
     box = page.locator(".frame").first.bounding_box()
@@ -246,6 +254,7 @@ def shot(page: Any, clip: dict[str, float]) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB"))
 
 
+@pytest.mark.slow
 def test_the_summary(visit: Visit, gain: dict[str, dict[str, float]]) -> None:
     page = visit.open("#view=summary")
     table = page.evaluate("data.table")
@@ -267,6 +276,7 @@ def test_the_summary(visit: Visit, gain: dict[str, dict[str, float]]) -> None:
     assert "No votes yet" in page.locator("#figures").inner_text()
 
 
+@pytest.mark.slow
 def test_strengths_are_where_the_likelihood_is_flat(visit: Visit) -> None:
     """Davidson's model with the ridge: the gradient, written out anew, is 0 at what the page finds."""
     wins = np.array([[0, 3, 1], [7, 0, 4], [12, 5, 0]], dtype=float)
@@ -298,6 +308,7 @@ def test_strengths_are_where_the_likelihood_is_flat(visit: Visit) -> None:
     np.testing.assert_allclose(slope(low), 0, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_intervals_of_the_page_agree_with_the_report(visit: Visit) -> None:
     page = visit.open()
     (found,) = page.evaluate("bootstrap(tally('taste'), (sums) => [rate(sums, 1, 0)])")
@@ -307,6 +318,7 @@ def test_intervals_of_the_page_agree_with_the_report(visit: Visit) -> None:
     assert found["high"] == pytest.approx(row["ci_high"], abs=0.02)
 
 
+@pytest.mark.slow
 def test_it_fits_a_phone(visit: Visit) -> None:
     for fragment in ("", "#view=summary", "#view=vote", f"#prompt={prompt_id(PROMPTS[0])}"):
         page = visit.open(fragment)
@@ -315,6 +327,7 @@ def test_it_fits_a_phone(visit: Visit) -> None:
             assert page.evaluate("document.documentElement.scrollWidth") <= width, fragment
 
 
+@pytest.mark.slow
 def test_everything_has_a_name_for_a_screen_reader(visit: Visit) -> None:
     page = visit.open(f"#prompt={prompt_id(PROMPTS[0])}")
     nameless = """() => [...document.querySelectorAll("button, select, input, img")].filter((e) =>
@@ -325,6 +338,7 @@ def test_everything_has_a_name_for_a_screen_reader(visit: Visit) -> None:
     assert page.evaluate(nameless) == []
 
 
+@pytest.mark.slow
 def test_pictures_beside_the_file_are_loaded_when_they_come_near(
     visit: Visit, folder: Path, tmp_path: Path
 ) -> None:

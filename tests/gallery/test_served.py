@@ -1,4 +1,4 @@
-"""The page and its server: votes are sent at once, kept while the server is silent, and fetched on another day."""
+"""The page and its server: votes are sent at once, and kept while the server is silent."""
 
 from __future__ import annotations
 
@@ -99,6 +99,7 @@ def press(page: Page, *keys: str) -> None:
         ready(page)
 
 
+@pytest.mark.slow
 def test_votes_go_to_the_server_and_come_back(browser: Browser, desk: Desk) -> None:
     page = begin(browser, desk, "?token=secret")
     press(page, "ArrowLeft", "ArrowUp")
@@ -111,6 +112,7 @@ def test_votes_go_to_the_server_and_come_back(browser: Browser, desk: Desk) -> N
     other.context.close()
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_while_the_server_is_silent(browser: Browser, desk: Desk) -> None:
     page = begin(browser, desk)
     page.route("**/votes", lambda route: route.abort())
@@ -124,6 +126,7 @@ def test_nothing_is_lost_while_the_server_is_silent(browser: Browser, desk: Desk
     page.context.close()
 
 
+@pytest.mark.slow
 def test_a_refusal_is_said_and_does_not_hold_up_the_others(browser: Browser, desk: Desk) -> None:
     page = begin(browser, desk)
     desk.mood = 422
@@ -135,6 +138,7 @@ def test_a_refusal_is_said_and_does_not_hold_up_the_others(browser: Browser, des
     page.context.close()
 
 
+@pytest.mark.slow
 def test_the_server_may_choose_the_pair(browser: Browser, desk: Desk) -> None:
     name = prompt_id(PROMPTS[4])
     desk.next = {"prompt_id": name, "seed": 1, "a": "zebra-kto", "b": "base"}

@@ -124,9 +124,12 @@ def test_no_name_is_anywhere_in_the_document(visit: Visit) -> None:
     assert page.evaluate(names, ["zebra"]) == []
     assert "taste" in page.locator("#before").inner_html()  # scores come after the vote, without names
     page.click("#end")
+    page.locator("article figcaption").first.wait_for()
     assert page.locator("article").first.locator("figcaption").all_text_contents() == list(MODELS)
+    assert visit.open("#view=vote&a=zebra-dpo&prompt=x").evaluate(names, ["zebra"]) == []
 
 
+@pytest.mark.slow
 def test_undo_takes_the_last_answer_back(visit: Visit) -> None:
     page = begin(visit)
     press(page, "ArrowLeft", "ArrowLeft")
@@ -140,6 +143,7 @@ def test_undo_takes_the_last_answer_back(visit: Visit) -> None:
     assert page.locator("#live").inner_text() == "nothing to undo"
 
 
+@pytest.mark.slow
 def test_note_flag_and_aspect_go_with_the_vote(visit: Visit) -> None:
     page = visit.open("#view=vote")
     page.select_option("#aspect", "looks")
@@ -166,6 +170,7 @@ def test_note_flag_and_aspect_go_with_the_vote(visit: Visit) -> None:
     assert set(visit.prompts()) == set(PROMPTS) - voted
 
 
+@pytest.mark.slow
 def test_votes_of_others_are_merged_and_strangers_refused(visit: Visit, tmp_path: Path) -> None:
     page = begin(visit)
     press(page, "ArrowLeft", "ArrowRight")
@@ -196,6 +201,7 @@ def test_votes_of_others_are_merged_and_strangers_refused(visit: Visit, tmp_path
     assert page.locator("section[aria-label='Win rates'] td").count() == 9
 
 
+@pytest.mark.slow
 def test_two_tabs_do_not_overwrite_each_other(visit: Visit) -> None:
     first = begin(visit)
     second = visit.page.context.new_page()
@@ -217,6 +223,7 @@ def test_two_tabs_do_not_overwrite_each_other(visit: Visit) -> None:
     assert len(kept(second)) == 4  # an undo is not undone by the other tab
 
 
+@pytest.mark.slow
 def test_closing_with_votes_that_were_not_exported_asks(visit: Visit) -> None:
     page = begin(visit)
     visit.open("#view=vote")
@@ -252,6 +259,7 @@ def votes_of(page: Page, count: int, rater: str) -> list[dict[str, Any]]:
     return page.evaluate(script, [count, rater])  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_the_schedule(visit: Visit) -> None:
     page = visit.open()
     votes = votes_of(page, 200, "ann")
@@ -279,6 +287,7 @@ def test_the_schedule(visit: Visit) -> None:
     assert [v["prompt_id"] for v in other] != [v["prompt_id"] for v in again]
 
 
+@pytest.mark.slow
 def test_after_the_first_round_the_least_certain_pair_comes(visit: Visit) -> None:
     page = visit.open()
     votes = votes_of(page, 180, "ann")
@@ -300,6 +309,7 @@ def test_after_the_first_round_the_least_certain_pair_comes(visit: Visit) -> Non
     assert (a, b) == ("base", "zebra-kto")
 
 
+@pytest.mark.slow
 def test_the_end_is_said(visit: Visit, tmp_path: Path) -> None:
     tiny = write_results(tmp_path / "tiny", ["one", "two"], models=MODELS[:2], seeds=(0,))
     visit.address = write_gallery_of([tiny], tmp_path / "tiny.html").as_uri()
@@ -318,6 +328,7 @@ def test_half_width_is_of_clustered_shares(visit: Visit) -> None:
     assert page.evaluate("halfWidth(Array(100).fill([1, 1]))") < 0.05
 
 
+@pytest.mark.slow
 def test_rows_are_votes(visit: Visit) -> None:
     page = begin(visit)
     for _ in range(5):  # an anchor is among the first five

@@ -9,7 +9,7 @@ function show() {
   if (main.firstElementChild !== places[state.view] || main.children.length > 1) main.replaceChildren(places[state.view]);
   document.title = ui.heading.textContent = blind ? "Blind vote" : data.title;
   ui.subtitle.hidden = blind;
-  if (blind) { ui.dialog.remove(); ui.live.textContent = ""; } else if (!ui.dialog.isConnected) document.body.append(ui.dialog);
+  if (blind) { ui.dialog.remove(); writeFragment(); } else if (!ui.dialog.isConnected) document.body.append(ui.dialog);
   ui.views.hidden = Boolean(session.rater);
   for (const one of ui.views.children) one.setAttribute("aria-current", state.view === one.dataset.view ? "page" : "false");
   if (state.theme) document.documentElement.dataset.theme = state.theme;

@@ -176,6 +176,7 @@ function buildVote() {
     event.preventDefault();
     Object.assign(session, { rater: ui.rater.value.trim(), aspect: ui.aspect.value, last: null, count: -1 });
     kept["diffalign:rater"] = session.rater;
+    say("");
     if (data.server) { await receive(session.rater); await send(); }
     show();
   });
