@@ -71,7 +71,7 @@ function halfWidth(shares) {
   return Math.min(0.5, 1.96 * Math.sqrt((all.length / (all.length - 1)) * spread) / n);
 }
 
-/** Bradley-Terry log-strengths over the base's, with Davidson's (1970) ties; a ridge of 0.1 keeps them finite.
+/** Bradley-Terry log-strengths over the base's, and log nu, with Davidson's (1970) ties; a ridge of 0.1 keeps them finite.
  *  Parameters are the M strengths and log nu; a tie has the mean strength of both plus log nu. The likelihood is
  *  concave and an outcome touches three parameters, so steps of a third of Newton's for each alone converge. */
 function strengths({ wins, ties }, from = []) {
@@ -79,7 +79,8 @@ function strengths({ wins, ties }, from = []) {
   theta.set(from); // where a resample begins
   const features = [[1, 0, 0], [0, 1, 0], [0.5, 0.5, 1]]; // of i wins, j wins, tie in theta[i], theta[j], log nu
   for (let step = 0, moved = 1; step < 300 && moved > 1e-5; step++) {
-    for (let k = 0; k <= M; k++) { slope[k] = -0.1 * theta[k]; bend[k] = 0.1; }
+    const middle = theta.slice(0, M).reduce((sum, t) => sum + t, 0) / M; // 0 at the optimum, by the ridge
+    for (let k = 0; k <= M; k++) { theta[k] -= k < M ? middle : 0; slope[k] = -0.1 * theta[k]; bend[k] = 0.1; }
     for (const [i, j] of pairs) {
       const seen = [wins[i * M + j], wins[j * M + i], ties[i * M + j]], n = seen[0] + seen[1] + seen[2];
       const e = [theta[i], theta[j], (theta[i] + theta[j]) / 2 + theta[M]].map(Math.exp), z = e[0] + e[1] + e[2];
@@ -91,5 +92,5 @@ function strengths({ wins, ties }, from = []) {
     moved = 0;
     for (let k = 0; k <= M; k++) { const d = slope[k] / (3 * bend[k]); theta[k] += d; moved = Math.max(moved, Math.abs(d)); }
   }
-  return [...theta.slice(0, M)].map((t) => t - theta[0]);
+  return [...theta].map((t, k) => (k < M ? t - theta[0] : t));
 }

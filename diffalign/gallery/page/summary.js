@@ -27,7 +27,8 @@ function matrix(tallies) {
 }
 
 function ladder(tallies) {
-  const found = bootstrap(tallies, strengths), reach = Math.max(0.5, ...found.flatMap((s) => [s.low, s.high]).filter(Number.isFinite).map(Math.abs));
+  const found = bootstrap(tallies, strengths).slice(0, models.length); // the last one is the ties' parameter
+  const reach = Math.max(0.5, ...found.flatMap((s) => [s.low, s.high]).filter(Number.isFinite).map(Math.abs));
   return table(["Model", `log-strength over ${base}`, "[95 %]"], models.map((name, m) => make("tr", {}, make("th", { scope: "row" }, name),
     make("td", {}, m ? forest(found[m], verdict(found[m], 0), -reach, reach) : ""),
     make("td", { class: "number" }, m ? interval(found[m]) : "reference"))));
