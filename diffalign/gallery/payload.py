@@ -86,7 +86,7 @@ def payload(content: Content, report: Report | None, title: str) -> dict[str, An
         "margin": TIE_MARGIN_SD if report is None else report["tie_margin_sd"],
         "rows": [_row(entry, list(units)) for entry in content.entries],
         "table": _table(content, units) if report is None else report["comparisons"],
-        "report": report and {key: report[key] for key in _REPORTED},
+        "report": report and {key: value for key, value in report.items() if key in _REPORTED},
     }
 
 

@@ -227,6 +227,16 @@ def test_zoom_and_pan_are_linked(visit: Visit) -> None:
     assert "zoom=" in page.evaluate("location.hash")
     page.keyboard.press("0")
     assert page.evaluate("lens") == {"z": 1, "x": 0, "y": 0}
+    page.evaluate(
+        """async () => {
+            const large = Object.assign(document.createElement("canvas"), { width: 3000, height: 1500 });
+            const image = document.querySelector("#stage img");
+            image.src = large.toDataURL();
+            await image.decode();
+        }"""
+    )
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)  # to its full resolution
+    assert page.evaluate("lens.z") == pytest.approx(max(3000 / box["width"], 1500 / box["height"]))
 
 
 @pytest.mark.slow
