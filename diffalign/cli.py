@@ -18,6 +18,7 @@ from rich.logging import RichHandler
 from diffalign import cli_attention
 from diffalign.cli_scorers import register
 from diffalign.evaluate.command import evaluate
+from diffalign.gallery.command import gallery_app
 
 app = typer.Typer(
     help="Align diffusion models with what people prefer.", no_args_is_help=True, rich_markup_mode="rich",
@@ -29,6 +30,7 @@ bench_app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=T
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(scorers_app, name="scorers")
 app.add_typer(bench_app, name="bench")
+app.add_typer(gallery_app, name="gallery")
 register(scorers_app, bench_app)
 cli_attention.register(bench_app)
 app.command()(evaluate)
@@ -310,22 +312,6 @@ def cache(recipe: Recipe, overrides: Overrides = None) -> None:
     set_up_logging()
     with one_clear_line():
         cache_only(recipe_path(recipe), overrides or [])
-
-
-@app.command()
-def gallery(
-    run: Annotated[Path, typer.Argument(help="run folder that was evaluated")],
-    output: Annotated[Path, typer.Option(help="HTML file")],
-    prompts: Annotated[int, typer.Option(min=0, help="show so many prompts; 0 = as in the recipe")] = 0,
-) -> None:
-    """Write the gallery of a run once more, from its exported weights.
-
-    Example: diffalign gallery outputs/demo --output look.html
-    """
-    from diffalign.train.again import gallery_again
-
-    with one_clear_line():
-        typer.echo(gallery_again(run, output, prompts))
 
 
 @recipes_app.command("list")

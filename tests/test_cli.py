@@ -18,7 +18,7 @@ from diffalign.world.grammar import single_prompts
 from diffalign.world.shapes import draw
 from tests.tiny import tiny_folder
 
-COMMANDS = ["demo", "train", "cache", "generate", "score", "evaluate", "gallery", "export", "options"]
+COMMANDS = ["demo", "train", "cache", "generate", "score", "evaluate", "gallery write", "export", "options"]
 COMMANDS += ["doctor", "recipes list", "recipes copy", "scorers list", "scorers convert", "scorers serve"]
 COMMANDS += ["bench train", "bench score", "bench attention"]
 runner = CliRunner()

@@ -18,16 +18,20 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 def main(
     gallery: Annotated[Path, typer.Argument(help="gallery.html of a run")],
     out: Annotated[Path, typer.Option(help="PNG file")] = Path("docs/gallery.png"),
+    view: Annotated[str, typer.Option(help="the part of the page's address after #")] = "sort=best",
 ) -> None:
-    """Sort best first and take the top of the page."""
+    """Take the top of the page."""
     browser = next((b for name in BROWSERS if (b := shutil.which(name))), None)
     if browser is None:
-        raise SystemExit(f"no browser: one of {', '.join(BROWSERS)} is needed")
+        raise SystemExit("no browser; install one with: apt-get install chromium")
     with sync_playwright() as playwright:
         window = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
         page = window.new_page(viewport={"width": 1000, "height": 900})
-        page.goto(gallery.resolve().as_uri())
-        page.locator("select").first.select_option(label="best first")
+        page.goto(f"{gallery.resolve().as_uri()}#{view}")
+        page.locator(".picture img").first.wait_for()
+        page.wait_for_timeout(
+            1000
+        )  # pictures far down the page are not loaded, so there is no end to wait for
         page.screenshot(path=out)
         window.close()
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 import scorers
 from diffalign.evaluate.diversity import shrunk_diversity
-from diffalign.evaluate.gallery import GalleryItem, write_gallery
 from diffalign.evaluate.report import Report, Verdict, build_report
 from diffalign.evaluate.stats import base_sd, compare
+from diffalign.gallery.items import GalleryItem
+from diffalign.gallery.write import write_gallery
 from scorers.protocol import Scorer
 
 

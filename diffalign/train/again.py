@@ -85,18 +85,19 @@ def evaluate_again(run: Path, prompts: int, seeds: int) -> Path:
     return write_report(run / f"report-{report['prompts']}x{report['seeds_per_prompt']}.json", report)
 
 
-def gallery_again(run: Path, output: Path, prompts: int) -> Path:
+def gallery_again(run: Path, output: Path, prompts: int, *, title: str = "", overwrite: bool = False) -> Path:
     """Write a gallery of the first ``prompts`` prompts (0 = all), under the whole report, to a new file.
 
     Raises:
-        FileExistsError: there is a file at ``output``.
+        FileExistsError: there is a file at ``output`` and ``overwrite`` is not set.
     """
-    from diffalign.evaluate.gallery import write_gallery
+    from diffalign.gallery.write import write_gallery
 
     config, policy = open_for_pictures(run)
     options = replace(config.evaluate, prompts=prompts or config.evaluate.prompts)
     evaluation = paired_evaluation(replace(config, evaluate=options), policy, Screen(True, 1, 1, 1))
-    return write_gallery(output, evaluation.items(), load_report(run / "report.json"), run.name)
+    report = load_report(run / "report.json")
+    return write_gallery(output, evaluation.items(), report, title or run.name, overwrite=overwrite)
 
 
 def export_again(run: Path, output: Path, merged: bool, kohya: bool) -> Path:
