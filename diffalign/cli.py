@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from diffalign.cli_scorers import register
+from diffalign.votes.command import votes_app
 
 app = typer.Typer(
     help="Align diffusion models with what people prefer.", no_args_is_help=True, rich_markup_mode="rich",
@@ -27,6 +28,7 @@ bench_app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=T
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(scorers_app, name="scorers")
 app.add_typer(bench_app, name="bench")
+app.add_typer(votes_app, name="votes")
 register(scorers_app, bench_app)
 
 Recipe = Annotated[

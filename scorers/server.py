@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import ipaddress
 import logging
 import os
 import socket
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from scorers.address import is_loopback
 from scorers.base import ScorerBase
 from scorers.each import Outcome, failed, score_each
 from scorers.protocol import Scorer
@@ -67,14 +67,6 @@ class ServerOptions:
                 f"{self.host} can be reached from other machines: set a token in {TOKEN_VARIABLE}, or serve "
                 "on 127.0.0.1"
             )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def serve(scorer: Scorer, options: ServerOptions | None = None) -> None:

@@ -25,11 +25,12 @@ import torch
 import uvicorn
 from torch import Tensor
 
+from scorers.address import is_loopback
 from scorers.base import ScorerBase
 from scorers.client import ClientOptions, RemoteError, RemoteScorer
 from scorers.each import Outcome, score_each
 from scorers.protocol import Details
-from scorers.server import ServerOptions, is_loopback, make_app, serve
+from scorers.server import ServerOptions, make_app, serve
 from scorers.wire import NPZ, SAFETENSORS, Limits, TooLargeError, decode, encode, encode_npz
 
 LIMITS = Limits(body=200_000, items=8, pixels=64 * 64, prompt=100)
