@@ -71,7 +71,7 @@ def votes_explain(
     features: Annotated[str, typer.Option(help="oracle (shapes world), image, scores")] = "image,scores",
     user: Annotated[str, typer.Option(help="votes of this rater alone")] = "",
     aspect: Aspect = "overall",
-    ridge: Annotated[float, typer.Option(help="precision of the prior on weights, above 0")] = 1.0,
+    ridge: Annotated[float, typer.Option(help="precision of the prior on weights, above 0")] = 0.1,
     as_json: AsJson = None,
 ) -> None:
     """Which features of the pictures votes follow: weights with intervals.

@@ -81,9 +81,10 @@ def test_several_raters_make_a_soft_label_or_a_pair_each(tmp_path: Path) -> None
     assert [(r.rater, dict(said(r, rows)[1])["base"]) for r in each] == [
         ("anna", 1.0), ("ben", 1.0), ("cleo", 0.0), ("dan", 0.5),
     ]  # fmt: skip
-    with pytest.raises(VoteError, match="raters differ on 1 pairs.*--raters each"):
+    with pytest.raises(VoteError, match=r"raters differ on 1 pairs.*--raters each"):
         to_dataset(votes, find_pictures([tmp_path / "run"]), tmp_path / "p", DatasetOptions(form="pickapic"))
-    assert not list(tmp_path.glob("*p")) and not list(tmp_path.glob(".p*"))
+    assert not list(tmp_path.glob("*p"))
+    assert not list(tmp_path.glob(".p*"))
 
 
 def test_ties_are_kept_dropped_or_soft(tmp_path: Path) -> None:
