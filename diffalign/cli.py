@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from diffalign.cli_scorers import register
+from diffalign.loop.command import loop
 from diffalign.votes.command import votes_app
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app.add_typer(recipes_app, name="recipes")
 app.add_typer(scorers_app, name="scorers")
 app.add_typer(bench_app, name="bench")
 app.add_typer(votes_app, name="votes")
+app.command()(loop)
 register(scorers_app, bench_app)
 
 Recipe = Annotated[

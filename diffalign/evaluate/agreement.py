@@ -17,7 +17,7 @@ def krippendorff(ratings: ArrayLike, level: Level = "nominal") -> float:
     """Return Krippendorff's alpha: 1 for full agreement, 0 for that of chance, below 0 for disagreement.
 
     alpha = 1 - observed / expected disagreement, over all pairs of ratings of the same item; items that
-    fewer than two raters rated do not count (Krippendorff 2011, "Computing Krippendorff's alpha-reliability").
+    fewer than two raters rated do not count (Krippendorff 2011, "Computing alpha-reliability").
 
     Args:
         ratings: (R, U) ratings of U items by R raters, NaN where a rater has not rated.

@@ -46,7 +46,7 @@ class BradleyTerry:
     strength: Floats
     """(K,) log-strengths, of mean 0."""
     tie: float
-    """Davidson's nu: at equal strength a tie is ``tie`` times as likely as a win of either; 0 without ties."""
+    """Davidson's nu: at equal strength a tie is so many times as likely as a win of one; 0 without ties."""
     left: float
     """Log-odds that being on the left adds, among decided pairs; 0 where no sides were given."""
 
