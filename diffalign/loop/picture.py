@@ -16,7 +16,7 @@ HEADER = (
     "round",
     "votes",
     "trained on",
-    "win rate over the base [95 %]",
+    "win rate [95 %]",
     "gain in s.d.",
     "obedience",
     "seconds",

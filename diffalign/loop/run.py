@@ -58,7 +58,8 @@ def run_loop(options: LoopOptions, rounds: int, output: Path, say: Say = lambda 
     """Run a loop, or go on with one.
 
     Every step leaves files that are written last of all it does, and is skipped where they are there: the
-    same call again goes on after a kill, and with more rounds after the last one. Files of votes are only read.
+    same call again goes on after a kill, and with more rounds after the last one. Files of votes are only
+    read.
 
     Args:
         options: what it does; the same each time.
@@ -113,9 +114,9 @@ def instructions(folder: RoundFolder) -> str:
     """What a person does before the loop goes on."""
     return (
         f"open {folder.gallery} in a browser and vote, blind; export the votes into the folder "
-        f"{folder.votes} (any names that end with .jsonl); then give the same command again. Several raters at "
-        f"once: diffalign gallery serve {folder.results} --votes {folder.root / 'votes.sqlite'}, and then the "
-        f"same with --export {folder.votes / 'votes.jsonl'}"
+        f"{folder.votes} (any names that end with .jsonl); then give the same command again. Several raters "
+        f"at once: diffalign gallery serve {folder.results} --votes {folder.root / 'votes.sqlite'}, and then "
+        f"the same with --export {folder.votes / 'votes.jsonl'}"
     )
 
 
