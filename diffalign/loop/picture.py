@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+
+from diffalign.evaluate.report import write_atomic
 
 if TYPE_CHECKING:
     from diffalign.loop.run import RoundResult
@@ -21,6 +23,14 @@ HEADER = (
     "obedience",
     "seconds",
 )
+
+
+ABOUT = """`diffalign loop` on the shapes UNet: in each round the model as it is draws two pictures of each of
+the voted prompts, a simulated person (taste *large*, Bradley-Terry noise, ties, both bad) votes through the
+format of the gallery, and the next adapter is trained on these votes from the one before. Win rates are over
+the untouched base, by the person's noise-free taste, on held-out prompts; a gain within 0.25 s.d. is a tie.
+Intervals resample prompts.
+"""
 
 
 def draw_rounds(results: Sequence[RoundResult], file: Path, title: str = "") -> None:
@@ -76,3 +86,17 @@ def markdown(results: Sequence[RoundResult]) -> str:
     """The same as Markdown."""
     lines = [HEADER, ("---",) * len(HEADER), *map(cells, results)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def write_page(loops: Mapping[str, Sequence[RoundResult]], folder: Path) -> None:
+    """Write loop.md and a picture of each objective, as ``training/loop.py`` does.
+
+    Args:
+        loops: rounds by objective.
+        folder: of the page.
+    """
+    text = "# The loop\n\nWritten by `training/loop.py`.\n\n" + ABOUT
+    for name, results in loops.items():
+        draw_rounds(results, folder / f"loop-{name}.png", name)
+        text += f"\n## {name}\n\n{markdown(results)}\n![win rate over rounds](loop-{name}.png)\n"
+    write_atomic(folder / "loop.md", text)

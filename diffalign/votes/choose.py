@@ -15,6 +15,8 @@ from diffalign.votes.rows import VoteError
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+SLOPE = 2.0
+"""Log-odds that a usual gap of a scorer counts for, one of its root mean square: 0.88 for the better one."""
 IMPLICIT = "implicit"
 """Name of the score, in results, that is an implicit reward; see ``diffalign scorers list``."""
 
@@ -181,14 +183,15 @@ def candidates(rows: Sequence[Row]) -> list[Candidate]:
 def pool_of(pairs: Sequence[Candidate]) -> Pool:
     """Pool of candidates, from the scores of their rows.
 
-    Scores that all pictures have are taken; each scorer's gap counts in units of its own root mean square
-    over the candidates, for scorers have no common unit. The score ``implicit`` is the margin.
+    Scores that all pictures have are taken. Scorers have no common unit, and their scores are no
+    probabilities: a gap of a scorer's own root mean square over the candidates is taken for log-odds of
+    ``SLOPE``. The score ``implicit`` is the margin.
     """
     number = {p: i for i, p in enumerate(dict.fromkeys(c.prompt_id for c in pairs))}
     every = [set(r.scores) for c in pairs for r in (c.a, c.b)]
     names = sorted(set.intersection(*every)) if every else []
     gaps = {n: np.array([c.a.scores[n] - c.b.scores[n] for c in pairs]) for n in names}
-    others = [g / max(float(np.sqrt((g**2).mean())), 1e-12) for n, g in gaps.items() if n != IMPLICIT]
+    others = [SLOPE * g / max(float(np.sqrt((g**2).mean())), 1e-12) for n, g in gaps.items() if n != IMPLICIT]
     return Pool(
         prompt=np.array([number[c.prompt_id] for c in pairs], dtype=np.int64),
         gaps=np.stack(others, 1) if others else np.zeros((len(pairs), 0)),

@@ -73,7 +73,7 @@ def test_candidates_and_their_pool_come_of_results(tmp_path: Path) -> None:
     assert (found[0].a.model, found[0].b.model) == ("base", "a")
     made = pool_of(found)
     assert made.gaps.shape == (18, 1)
-    assert (made.gaps**2).mean() == pytest.approx(1)
+    assert (made.gaps**2).mean() == pytest.approx(4)
     gaps = [c.a.scores["implicit"] - c.b.scores["implicit"] for c in found]
     assert made.margin == pytest.approx(np.array(gaps))
     assert pool_of(candidates(results(tmp_path / "none"))).gaps.shape == (4, 0)
