@@ -24,7 +24,7 @@ from diffalign.evaluate.stats import Interval, base_sd, bootstrap
 from diffalign.policy import load_policy
 from diffalign.train.config import WorldConfig
 from diffalign.votes.choose import CHOOSERS, Choice, Pool, chooser
-from diffalign.votes.explain import logistic
+from diffalign.votes.explain import newton
 from diffalign.world.grammar import Prompt
 from diffalign.world.oracle import Measurements, measure, obeys
 from diffalign.world.raters import AXES, Population, Rater
@@ -43,9 +43,11 @@ class StudyOptions:
 
     people: int = 40
     """Simulated people, each of whom votes once for every way of choosing."""
-    batch: int = 5
+    noise: float = 1.0
+    """Noise of their votes (Bradley-Terry), in s.d. of an axis; the demo's votes have 0.4."""
+    batch: int = 2
     """Votes between two fits."""
-    most: int = 150
+    most: int = 120
     """Votes of a person at most."""
     held_out: int = 100
     """Held-out prompts."""
@@ -94,11 +96,12 @@ ABOUT = """# Choosing what to vote on
 
 Written by `training/choose_study.py`.
 
-{people} simulated people with tastes of their own vote on pairs of the base model's pictures. After every
-{batch} votes a logistic reward is fitted on measures of the pictures and picks the best of the 4 pictures of
-each of {prompts} held-out prompts; the person's noise-free taste compares it with the first picture (a gain
-within 0.25 s.d. is a tie). The reward alone is trained, so this ranks ways of choosing, not speeds of
-alignment. Perfect picks would win {best:.3f}.
+{people} simulated people with tastes of their own vote, with a noise of {noise:g} s.d., on pairs of the base
+model's pictures. After every {batch} votes a logistic reward is fitted on what the oracle measures of the
+pictures, and picks the best of the 4 pictures of each of {prompts} held-out prompts; the person's noise-free
+taste compares it with the first picture (a gain within 0.25 s.d. is a tie). The reward alone is trained, and on
+measures that span the tastes: this ranks ways of choosing, and says nothing of how many votes a diffusion
+model needs. Perfect picks would win {best:.3f}.
 
 A person's count is the first at which two fits running win 0.70; who never gets there counts as {most}.
 Intervals resample people; the difference is paired by person. `margin` asks the learnt reward's margin,
@@ -146,9 +149,14 @@ def picture_features(prompts: Sequence[Prompt], pictures: Tensor, found: Measure
     return features.double().numpy().reshape(p, s, -1)
 
 
+def _people(options: StudyOptions) -> list[Rater]:
+    crowd = Population(people=options.people, careless_people=0, temperature=options.noise, seed=options.seed)
+    return crowd.raters()
+
+
 def study(options: StudyOptions, train: Scene, test: Scene) -> list[Needed]:
     """Votes needed by every way of choosing."""
-    people = Population(people=options.people, careless_people=0, seed=options.seed).raters()
+    people = _people(options)
     curves = {
         way: np.array([learn(way, r, i, options, train, test) for i, r in enumerate(people)])
         for way in CHOOSERS
@@ -171,7 +179,7 @@ def learn(way: str, rater: Rater, number: int, options: StudyOptions, train: Sce
     choice, rates = Choice(people=rng.permutation(len(pairs))[: options.batch], scorer={}), []
     while True:
         asked += choice.people[: options.batch].tolist()
-        weights, committee = fit_rewards(x, said, pairs[:, 0], asked, choice, rng)
+        weights, committee = fit_rewards(x, said, asked, choice, rng)
         rates.append(win_rate(test.features, judged, weights))
         if len(asked) >= options.most:
             return np.array(rates)
@@ -180,19 +188,18 @@ def learn(way: str, rater: Rater, number: int, options: StudyOptions, train: Sce
 
 
 def fit_rewards(
-    x: Floats, said: Floats, prompt: NDArray[np.int64], asked: Sequence[int], choice: Choice,
-    rng: np.random.Generator,
-) -> tuple[Floats, Floats]:  # fmt: skip
+    x: Floats, said: Floats, asked: Sequence[int], choice: Choice, rng: np.random.Generator
+) -> tuple[Floats, Floats]:
     """(F,) reward fitted to votes and to what scorers settled, and (K, F) rewards of resampled votes."""
     sure = list(choice.scorer)[: len(asked)]  # never more than what people said
     rows = np.array([*asked, *sure])
     y = np.concatenate([said[asked], [float(choice.scorer[i] > 0.5) for i in sure]])
-    weights = logistic(x[rows], y, prompt[rows], RIDGE).weights
+    weights = newton(x[rows], y, RIDGE)[0]
     committee = []
     for _ in range(COMMITTEE):
         some = rng.integers(len(asked), size=len(asked))
         taken = np.asarray(asked)[some]
-        committee.append(logistic(x[taken], said[taken], prompt[taken], RIDGE).weights)
+        committee.append(newton(x[taken], said[taken], RIDGE)[0])
     return weights, np.array(committee)
 
 
@@ -251,9 +258,9 @@ def _needed(way: str, curves: Floats, random: Floats, options: StudyOptions) -> 
 
 def page(found: Sequence[Needed], options: StudyOptions, test: Scene) -> str:
     """The study's page, in Markdown."""
-    people = Population(people=options.people, careless_people=0, seed=options.seed).raters()
+    people = _people(options)
     best = float(np.mean([_best(test, r) for r in people]))
-    at = [n for n in (10, 20, 40, 80, options.most) if n <= options.most]
+    at = [n for n in (4, 10, 20, 40, 80, options.most) if n <= options.most]
     header = ["way", "votes to 0.70 [95 %]", "fewer than random", "never", *(f"after {n}" for n in at)]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for n in found:
@@ -263,7 +270,7 @@ def page(found: Sequence[Needed], options: StudyOptions, test: Scene) -> str:
             "| " + " | ".join([f"`{n.way}`", _cell(n.votes, ".1f"), less, str(n.never), *rates]) + " |"
         )
     about = ABOUT.format(
-        people=options.people, batch=options.batch, prompts=len(test.prompts), best=best, most=options.most,
+        people=options.people, noise=options.noise, batch=options.batch, prompts=len(test.prompts), best=best, most=options.most,
         committee=COMMITTEE,
     )  # fmt: skip
     return about + "\n" + "\n".join(lines) + "\n"

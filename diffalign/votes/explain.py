@@ -158,7 +158,7 @@ def logistic(x: Floats, y: Floats, group: NDArray[np.int64], ridge: float = RIDG
     """
     if not ridge > 0:
         raise VoteError(f"ridge is {ridge}; it must be above 0, or few votes give weights without end")
-    w, hessian = _newton(x, y, ridge)
+    w, hessian = newton(x, y, ridge)
     p = _sigmoid(x @ w)
     scores = np.zeros((int(group.max()) + 1, x.shape[1]))
     np.add.at(scores, group, x * (y - p)[:, None])
@@ -173,12 +173,12 @@ def separated(x: Floats, y: Floats) -> bool:
     decided = y != 0.5
     if not decided.any():
         return False
-    w, _ = _newton(x[decided], y[decided], NEARLY_NONE)
+    w, _ = newton(x[decided], y[decided], NEARLY_NONE)
     return bool(((2 * y - 1) * (x @ w))[decided].min() > 0)
 
 
-def _newton(x: Floats, y: Floats, ridge: float) -> tuple[Floats, Floats]:
-    """Weights of largest posterior, and the curvature there."""
+def newton(x: Floats, y: Floats, ridge: float) -> tuple[Floats, Floats]:
+    """Weights (F,) of largest posterior and the curvature (F, F) there; see ``logistic``."""
     w, prior = np.zeros(x.shape[1]), ridge * np.eye(x.shape[1])
     for _ in range(_STEPS):
         p = _sigmoid(x @ w)
