@@ -99,8 +99,8 @@ Written by `training/choose_study.py`.
 {people} simulated people with tastes of their own vote, with a noise of {noise:g} s.d., on pairs of the base
 model's pictures. After every {batch} votes a logistic reward is fitted on what the oracle measures of the
 pictures, and picks the best of the 4 pictures of each of {prompts} held-out prompts; the person's noise-free
-taste compares it with the first picture (a gain within 0.25 s.d. is a tie). The reward alone is trained, and on
-measures that span the tastes: this ranks ways of choosing, and says nothing of how many votes a diffusion
+taste compares it with the first picture (a gain within 0.25 s.d. is a tie). The reward alone is trained, and
+on measures that span the tastes: this ranks ways of choosing, and says nothing of how many votes a diffusion
 model needs. Perfect picks would win {best:.3f}.
 
 A person's count is the first at which two fits running win 0.70; who never gets there counts as {most}.
@@ -270,8 +270,8 @@ def page(found: Sequence[Needed], options: StudyOptions, test: Scene) -> str:
             "| " + " | ".join([f"`{n.way}`", _cell(n.votes, ".1f"), less, str(n.never), *rates]) + " |"
         )
     about = ABOUT.format(
-        people=options.people, noise=options.noise, batch=options.batch, prompts=len(test.prompts), best=best, most=options.most,
-        committee=COMMITTEE,
+        people=options.people, noise=options.noise, batch=options.batch, prompts=len(test.prompts), best=best,
+        most=options.most, committee=COMMITTEE,
     )  # fmt: skip
     return about + "\n" + "\n".join(lines) + "\n"
 

@@ -17,6 +17,10 @@ Place = tuple[str, int, str, str]
 """Prompt id, seed and the two models, sorted."""
 
 
+ANY = ""
+"""Stands for every aspect."""
+
+
 def place_of(prompt_id: str, seed: int, first: str, second: str) -> Place:
     """The same for a pair whichever side is named first."""
     one, two = sorted((first, second))
@@ -47,7 +51,7 @@ class Schedule:
         self.random = choose == "random"
         self.voted: Counter[Place] = Counter()
         self.handed: dict[str, Place] = {}
-        self.seen: dict[str, set[Place]] = {}
+        self.seen: dict[tuple[str, str], set[Place]] = {}
         self._lock = threading.Lock()
 
     def record(self, vote: Vote) -> None:
@@ -57,19 +61,20 @@ class Schedule:
         place = place_of(vote.prompt_id, vote.seed, vote.a.model, vote.b.model)
         with self._lock:
             self.voted[place] += 1
-            self.seen.setdefault(vote.rater, set()).add(place)
+            for aspect in (vote.aspect, ANY):
+                self.seen.setdefault((vote.rater, aspect), set()).add(place)
             if self.handed.get(vote.rater) == place:
                 del self.handed[vote.rater]
 
-    def next(self, rater: str) -> Candidate | None:
-        """The pair to show, None where the rater has seen all.
+    def next(self, rater: str, aspect: str = ANY) -> Candidate | None:
+        """The pair to show, None where the rater has seen all (for the aspect, where one is named).
 
         Pairs with the fewest votes, and not before another rater at this moment, come first; among them the
         chooser decides, and at random each rater has an order of its own.
         """
         with self._lock:
             seen, before = (
-                self.seen.get(rater, set()),
+                self.seen.get((rater, aspect), set()),
                 Counter(place for other, place in self.handed.items() if other != rater),
             )
             left = [i for i, place in enumerate(self.places) if place not in seen]

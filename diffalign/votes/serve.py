@@ -2,8 +2,8 @@
 
 ``GET /`` is the page. ``POST /votes`` takes one vote as JSON and answers 201, or 200 where it was there
 already, with how many votes its rater has; ``GET /votes?rater=ID`` gives votes as JSON lines, of all raters
-without ``rater``; ``GET /next?rater=ID`` the pair to show, 204 when there is none; ``GET /health`` needs no
-token.
+without ``rater``; ``GET /next?rater=ID`` the pair to show (of one aspect with ``&aspect=``), 204 when there
+is none; ``GET /health`` needs no token.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from diffalign.evaluate.report import write_atomic
-from diffalign.votes.next_pair import Schedule
+from diffalign.votes.next_pair import ANY, Schedule
 from diffalign.votes.pictures import Pictures, find_pictures, vote_key
 from diffalign.votes.rows import Vote, VoteError, parse_vote
 from diffalign.votes.store import VoteStore
@@ -245,7 +245,8 @@ class Service:
             rater = request.query_params.get("rater", "")
             if not 0 < len(rater) <= RATER:
                 raise RefusedError(422, f"name the rater, /next?rater=ID, in at most {RATER} characters")
-            pair = await asyncio.to_thread(self.schedule.next, rater)
+            aspect = request.query_params.get("aspect", ANY)
+            pair = await asyncio.to_thread(self.schedule.next, rater, aspect)
             if pair is None:
                 return Response(status_code=204)
             shown = {"prompt_id": pair.prompt_id, "seed": pair.seed, "a": pair.a.model, "b": pair.b.model}

@@ -186,6 +186,11 @@ def test_a_schedule_follows_its_chooser_and_what_was_voted(tmp_path: Path) -> No
     prompts = [r.prompt for r in rows[:6]]
     schedule.record(vote(rows, prompts.index(first.a.prompt), "a", rater="cleo"))
     assert schedule.next("dan") == schedule.pairs[2]
+    for i in range(6):
+        schedule.record(vote(rows, i, "a", rater="eva", aspect="looks"))
+    assert schedule.next("eva") is None
+    assert schedule.next("eva", "looks") is None
+    assert schedule.next("eva", "overall") is not None
     with pytest.raises(VoteError, match="no way to choose"):
         Schedule(rows, "best")
     with pytest.raises(VoteError, match="no two models"):
