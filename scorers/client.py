@@ -20,10 +20,11 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
+from scorers.address import is_loopback
 from scorers.base import ScorerBase, check_batch
 from scorers.each import Outcome, failed
 from scorers.protocol import Details
-from scorers.server import TOKEN_VARIABLE, is_loopback
+from scorers.server import TOKEN_VARIABLE
 from scorers.wire import SAFETENSORS, encode
 
 logger = logging.getLogger(__name__)

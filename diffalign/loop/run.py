@@ -174,9 +174,9 @@ def _make_data(options: LoopOptions, number: int, folder: RoundFolder, say: Say)
     for rater in found.raters:
         for remark in rater.remarks():
             say(f"round {number}     {rater.rater}: {remark}")
-    kind = "likes" if options.objective == "kto" else "pairs"
-    made = to_dataset(votes, pictures, folder.data, DatasetOptions(kind=kind))
-    say(f"round {number}     {len(made.counted.votes)} votes count, {made.records} {kind} to train on")
+    chosen = DatasetOptions(kind="likes" if options.objective == "kto" else "pairs")
+    made = to_dataset(votes, pictures, folder.data, chosen)
+    say(f"round {number}     {len(made.counted.votes)} votes count, {made.records} {made.kind} to train on")
 
 
 def _old_seconds(output: Path, number: int) -> float | None:

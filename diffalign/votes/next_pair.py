@@ -46,7 +46,7 @@ class Schedule:
             raise VoteError(
                 "the scorers are sure of all pairs, so there is nothing to ask: choose another way"
             )
-        self.pairs = [pairs[i] for i in chosen.people.tolist()]
+        self.pairs: list[Candidate] = [pairs[i] for i in chosen.people.tolist()]
         self.places = [place_of(c.prompt_id, c.seed, c.a.model, c.b.model) for c in self.pairs]
         self.random = choose == "random"
         self.voted: Counter[Place] = Counter()
