@@ -142,9 +142,13 @@ class RoundFolder:
         """The training run."""
         return self.root / "run"
 
+    def ballots(self) -> list[Path]:
+        """Files of the rater's or raters' votes, sorted by name."""
+        return sorted(self.votes.glob("*.jsonl"))
+
     def vote_files(self) -> list[Path]:
-        """Files of votes of people, sorted by name, and that of scorers."""
-        return [*sorted(self.votes.glob("*.jsonl")), *self.settled.glob("votes.jsonl")]
+        """The same, and the file of what scorers settled."""
+        return [*self.ballots(), *self.settled.glob("votes.jsonl")]
 
     def pictures(self) -> list[Path]:
         """Folders of results that were voted on."""

@@ -100,9 +100,9 @@ def play_round(
         _draw(options, number, folder, before, say)
     if not folder.gallery.is_file():
         _write_gallery(folder)
-    if not folder.vote_files() or (options.rater == "human" and not list(folder.votes.glob("*.jsonl"))):
-        if options.rater == "human":
-            return instructions(folder)
+    if not folder.ballots() and options.rater == "human":
+        return instructions(folder)
+    if not folder.ballots():
         _simulate(options, number, folder)
     if not folder.data.is_dir():
         _make_data(options, number, folder, say)

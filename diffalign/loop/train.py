@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,10 @@ def base_recipe(options: LoopOptions) -> dict[str, Any]:
 def open_policy(options: LoopOptions, before: RoundFolder | None) -> tuple[TrainConfig, Policy]:
     """The model as the round before left it, ready to make pictures."""
     config = load_recipe(base_recipe(options))
-    adapter = None if before is None else AdapterConfig(init_from=str(before.run / "export"))
+    adapter = None
+    if before is not None:
+        own = config.policy.adapter or AdapterConfig()
+        adapter = replace(own, init_from=str(before.run / "export"))
     policy = load_policy(
         options.pipeline,
         adapter,

@@ -186,6 +186,17 @@ def test_a_loop_goes_on_where_it_was_cut_short(untrained: list[str], tmp_path: P
         run_loop(LoopOptions(votes=9, evaluate_prompts=0), 3, output)
 
 
+def test_people_are_asked_also_where_scorers_settle_some(untrained: list[str], tmp_path: Path) -> None:
+    options = LoopOptions(
+        votes=8, candidates=30, choose="routed", scorers=("shapes-large",), evaluate_prompts=0
+    )
+    (found,) = run_loop(options, 1, tmp_path / "loop").rounds
+    folder = RoundFolder(root=tmp_path / "loop" / "round-1")
+    assert [f.name for f in folder.vote_files()] == ["simulated.jsonl", "votes.jsonl"]
+    settled = len(read_votes([folder.settled / "votes.jsonl"]))
+    assert (found.votes, settled > 0) == (8 + settled, True)
+
+
 def test_damaged_votes_stop_the_loop_before_training(untrained: list[str], tmp_path: Path) -> None:
     options, output = LoopOptions(rater="human", votes=5), tmp_path / "loop"
     run_loop(options, 1, output)

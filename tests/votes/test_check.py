@@ -34,17 +34,18 @@ def test_a_rater_who_always_takes_left_and_clicks_at_once_is_flagged(tmp_path: P
 
 
 def test_repeats_with_sides_exchanged_are_compared_by_picture(tmp_path: Path) -> None:
-    rows = results(tmp_path)
-    first = [vote(rows, i, "a", at=i) for i in range(3)]
+    rows = results(tmp_path, 5)
+    first = [vote(rows, i, "a", at=i) for i in range(4)]
     again = [
         vote(rows, 0, "b", models=("dpo", "base"), at=10, repeat_of=START),  # the base again
-        vote(rows, 1, "a", models=("dpo", "base"), at=11, repeat_of=START + timedelta(seconds=1)),
-        vote(rows, 2, "skip", at=12, repeat_of=START + timedelta(seconds=2)),  # says nothing
-        vote(rows, 3, "a", at=13, repeat_of=START + timedelta(seconds=99)),  # its first time is missing
+        vote(rows, 1, "b", models=("dpo", "base"), at=11, repeat_of=START + timedelta(seconds=1)),
+        vote(rows, 2, "a", models=("dpo", "base"), at=12, repeat_of=START + timedelta(seconds=2)),
+        vote(rows, 3, "skip", at=13, repeat_of=START + timedelta(seconds=3)),  # says nothing
+        vote(rows, 4, "a", at=14, repeat_of=START + timedelta(seconds=99)),  # its first time is missing
     ]
     (rater,) = check(first + again).raters
-    assert (rater.agreed, rater.repeats, rater.self_agreement) == (1, 2, 0.5)
-    assert [v.prompt for v in counted(first + again).votes] == ["prompt 0", "prompt 1", "prompt 2"]
+    assert (rater.agreed, rater.repeats, rater.self_agreement) == (2, 3, 2 / 3)
+    assert [v.prompt for v in counted(first + again).votes] == [f"prompt {i}" for i in range(4)]
 
 
 @pytest.mark.parametrize(("failed", "out"), [(1, False), (2, True)])
