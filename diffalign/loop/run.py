@@ -40,8 +40,8 @@ class RoundResult:
     gain_sd: float | None = None
     obedience: float | None = None
     obedience_base: float | None = None
-    seconds: float | None = None
-    """Wall-clock time of the round; None where it was made in several sittings, or with a person."""
+    cpu_seconds: float | None = None
+    """Processor time of the round, over all cores; None where it was made in several sittings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +76,12 @@ def run_loop(options: LoopOptions, rounds: int, output: Path, say: Say = lambda 
     before: RoundFolder | None = None
     results: list[RoundResult] = []
     for number in range(1, rounds + 1):
-        folder, start = RoundFolder(root=output / f"round-{number}"), time.monotonic()
+        folder, start = RoundFolder(root=output / f"round-{number}"), time.process_time()
         fresh = not folder.root.exists()
         waiting = play_round(options, number, folder, before, output / "cache", say)
         if waiting:
             return LoopResult(folder=output, rounds=tuple(results), waiting=waiting)
-        seconds = time.monotonic() - start if fresh else None
+        seconds = time.process_time() - start if fresh else None
         results.append(round_result(output, number, folder, seconds))
         _write_state(output, results)
         before = folder
@@ -127,13 +127,15 @@ def round_result(output: Path, number: int, folder: RoundFolder, seconds: float 
     seconds = seconds if seconds is not None else _old_seconds(output, number)
     file = folder.run / "report.json"
     if not file.is_file():
-        return RoundResult(round=number, votes=len(votes), records=records, win_rate=None, seconds=seconds)
+        return RoundResult(
+            round=number, votes=len(votes), records=records, win_rate=None, cpu_seconds=seconds
+        )
     report = load_report(file)
     row = report["comparisons"][0]
     return RoundResult(
         round=number, votes=len(votes), records=records, win_rate=row["win_rate"], low=row["ci_low"],
         high=row["ci_high"], gain_sd=row["mean_gain_sd"], obedience=report["obedience"].get("model"),
-        obedience_base=report["obedience"].get("base"), seconds=seconds,
+        obedience_base=report["obedience"].get("base"), cpu_seconds=seconds,
     )  # fmt: skip
 
 
@@ -180,12 +182,12 @@ def _make_data(options: LoopOptions, number: int, folder: RoundFolder, say: Say)
 
 
 def _old_seconds(output: Path, number: int) -> float | None:
-    """Time of a round that an earlier call made."""
+    """Processor time of a round that an earlier call made."""
     file = output / STATE
     if not file.is_file():
         return None
     rows = json.loads(file.read_text(encoding="utf-8"))
-    return next((row["seconds"] for row in rows if row["round"] == number), None)
+    return next((row.get("cpu_seconds") for row in rows if row["round"] == number), None)
 
 
 def _write_state(output: Path, results: list[RoundResult]) -> None:
