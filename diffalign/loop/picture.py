@@ -21,7 +21,7 @@ HEADER = (
     "win rate [95 %]",
     "gain in s.d.",
     "obedience",
-    "seconds",
+    "CPU seconds",
 )
 
 
@@ -70,7 +70,7 @@ def cells(result: RoundResult) -> tuple[str, ...]:
     gain = "-" if r.gain_sd is None else f"{r.gain_sd:+.2f}"
     return (
         str(r.round), str(r.votes), str(r.records), rate, gain, obeyed,
-        "-" if r.seconds is None else f"{r.seconds:.0f}",
+        "-" if r.cpu_seconds is None else f"{r.cpu_seconds:.0f}",
     )  # fmt: skip
 
 

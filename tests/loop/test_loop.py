@@ -181,7 +181,7 @@ def test_a_loop_goes_on_where_it_was_cut_short(untrained: list[str], tmp_path: P
     assert (output / "round-1" / "results" / "results.jsonl").stat().st_mtime_ns == drawn
     rows = json.loads((output / "rounds.json").read_text())
     assert [r["round"] for r in rows] == [1, 2, 3]
-    assert rows[0]["seconds"] is not None
+    assert rows[0]["cpu_seconds"] is not None
     with pytest.raises(LoopError, match="begun with votes 8, not 9"):
         run_loop(LoopOptions(votes=9, evaluate_prompts=0), 3, output)
 
