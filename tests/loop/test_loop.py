@@ -98,7 +98,7 @@ def test_rounds_take_new_prompts_and_begin_again_after_the_last() -> None:
 
 
 def test_a_simulated_person_votes_by_taste_with_repeats_and_anchors(rendered: None, tmp_path: Path) -> None:
-    folder, _ = drawn_round(tmp_path, votes=100)
+    folder, _ = drawn_round(tmp_path, votes=60)
     rows = read_rows(folder.results)
     pairs, pictures = candidates(rows), read_pictures(rows, folder.results)
     rater = named_rater("large", temperature=0.01)
@@ -114,7 +114,7 @@ def test_a_simulated_person_votes_by_taste_with_repeats_and_anchors(rendered: No
     assert (found.anchors > 0, found.anchors_failed, found.fast) == (True, 0, 0)
     assert 1000 < found.median_ms < 4000
     assert 0.3 < found.left_share < 0.7
-    assert len(counted(votes).votes) == 100
+    assert len(counted(votes).votes) == 60
     assert check(votes, find_pictures([folder.results])).usable
 
 

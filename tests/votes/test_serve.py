@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -40,6 +41,12 @@ pictures = find_pictures([folder])
 store = VoteStore(folder / "votes.sqlite")
 service = Service("<html>", gallery_hash(pictures.rows), pictures, store, options)
 run(make_app(service), options, lambda: print("ready", flush=True))
+"""
+
+COMMAND = """
+import typer
+from diffalign.votes.command import gallery_serve
+typer.run(gallery_serve)
 """
 
 
@@ -215,6 +222,29 @@ def test_a_file_of_another_gallery_is_refused_and_export_goes_on(tmp_path: Path)
     (tmp_path / "text").write_text("this is no database, whatever else it may be " * 40)
     with pytest.raises(VoteError, match="is no file of votes"):
         VoteStore(tmp_path / "text")
+
+
+@pytest.mark.slow
+def test_the_page_and_the_server_call_the_gallery_the_same(tmp_path: Path) -> None:
+    write = pytest.importorskip("diffalign.gallery.write")
+    rows = results(tmp_path / "run", 3, ("base", "dpo", "kto"), seeds=2)
+    page, name = write.page_of([tmp_path / "run"], server=True)
+    assert name == gallery_hash(rows)
+    port = free_port()
+    command = [sys.executable, "-c", COMMAND, str(tmp_path / "run"), "--votes", str(tmp_path / "v.sqlite")]
+    server = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    assert str(port) in server.stdout.readline()
+    url = f"http://127.0.0.1:{port}"
+    while True:
+        with contextlib.suppress(OSError):
+            status, text = ask(f"{url}/")
+            break
+    assert (status, text) == (200, page)
+    assert ask(f"{url}/votes", line(vote(rows, 2, "both_bad", models=("base", "kto"))))[0] == 201
+    server.send_signal(signal.SIGINT)
+    assert server.wait(20) == 0
+    assert export_votes(tmp_path / "v.sqlite", tmp_path / "v.jsonl") == 1
 
 
 @pytest.mark.slow
