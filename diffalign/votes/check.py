@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from diffalign.votes.count import anchors, by_rater, verdict
+from diffalign.votes.count import anchors, by_rater, refuse_none, verdict
 from diffalign.votes.pictures import Pictures
 from diffalign.votes.rows import Vote, VoteError
 
@@ -100,8 +100,7 @@ def check(votes: Sequence[Vote], pictures: Pictures | None = None) -> Check:
     Raises:
         VoteError: there are no votes.
     """
-    if not votes:
-        raise VoteError("there are no votes: export them from the gallery first")
+    refuse_none(votes)
     galleries = Counter(v.gallery for v in votes)
     unknown = {} if pictures is None else {g: n for g, n in galleries.items() if g not in pictures.galleries}
     return Check(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffalign.votes.rows import Vote
+from diffalign.votes.rows import Vote, VoteError
 
 MOST_FAILED = 1 / 3
 """Share of failed anchors above which a rater is left out."""
@@ -60,6 +60,16 @@ class Counted:
     skips: int
     revised: int
     """Votes that their rater gave again, on the same pair and aspect, later."""
+
+
+def refuse_none(votes: Sequence[Vote]) -> None:
+    """Refuse an empty set of votes.
+
+    Raises:
+        VoteError: there are none.
+    """
+    if not votes:
+        raise VoteError("there are no votes: vote in the gallery, and export them from it first")
 
 
 def by_rater(votes: Sequence[Vote]) -> dict[str, list[Vote]]:

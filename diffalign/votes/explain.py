@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from diffalign.evaluate.stats import ALPHA, Interval
 from diffalign.votes.check import finite
-from diffalign.votes.count import counted
+from diffalign.votes.count import counted, refuse_none
 from diffalign.votes.features import measure_sides
 from diffalign.votes.pictures import Pictures
 from diffalign.votes.rows import Vote, VoteError
@@ -103,6 +103,7 @@ def explain(
     Raises:
         VoteError: nothing to explain, pictures missing or changed, or features that they cannot have.
     """
+    refuse_none(votes)
     chosen = [v for v in counted(votes).votes if v.aspect == aspect and v.choice != "both_bad"]
     chosen = [v for v in chosen if user is None or v.rater == user]
     prompts = {p: i for i, p in enumerate(dict.fromkeys(v.prompt_id for v in chosen))}

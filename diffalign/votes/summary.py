@@ -16,7 +16,7 @@ from diffalign.evaluate.agreement import krippendorff
 from diffalign.evaluate.bradley_terry import Standing, make_duels, standings
 from diffalign.evaluate.stats import ALPHA, Interval
 from diffalign.votes.check import RaterCheck, check, finite
-from diffalign.votes.count import Counted, counted, pair_of, verdict
+from diffalign.votes.count import Counted, counted, pair_of, refuse_none, verdict
 from diffalign.votes.rows import Vote, VoteError
 
 Floats = NDArray[np.float64]
@@ -96,6 +96,7 @@ def summarise(
     Raises:
         VoteError: no votes, none that counts, or no vote on ``base``.
     """
+    refuse_none(votes)
     found = counted(votes)
     if not found.votes:
         raise VoteError(

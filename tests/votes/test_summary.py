@@ -103,6 +103,8 @@ def test_aspects_and_raters_stand_apart_and_three_models_are_ranked(tmp_path: Pa
 
 def test_nothing_that_counts_is_said(tmp_path: Path) -> None:
     rows = results(tmp_path)
+    with pytest.raises(VoteError, match="there are no votes"):
+        summarise([])
     with pytest.raises(VoteError, match="none of 1 votes counts: 1 are skips"):
         summarise([vote(rows, 0, "skip")])
     with pytest.raises(VoteError, match="no vote is on a model called 'sft'; there are base, dpo"):
