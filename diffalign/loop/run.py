@@ -74,6 +74,7 @@ def run_loop(options: LoopOptions, rounds: int, output: Path, say: Say = lambda 
     output.mkdir(parents=True, exist_ok=True)
     claim(output, options)
     before: RoundFolder | None = None
+    old = _old_seconds(output)
     results: list[RoundResult] = []
     for number in range(1, rounds + 1):
         folder, start = RoundFolder(root=output / f"round-{number}"), time.process_time()
@@ -81,8 +82,8 @@ def run_loop(options: LoopOptions, rounds: int, output: Path, say: Say = lambda 
         waiting = play_round(options, number, folder, before, output / "cache", say)
         if waiting:
             return LoopResult(folder=output, rounds=tuple(results), waiting=waiting)
-        seconds = time.process_time() - start if fresh else None
-        results.append(round_result(output, number, folder, seconds))
+        seconds = time.process_time() - start if fresh else old.get(number)
+        results.append(round_result(number, folder, seconds))
         _write_state(output, results)
         before = folder
     return LoopResult(folder=output, rounds=tuple(results), waiting="")
@@ -120,11 +121,10 @@ def instructions(folder: RoundFolder) -> str:
     )
 
 
-def round_result(output: Path, number: int, folder: RoundFolder, seconds: float | None) -> RoundResult:
+def round_result(number: int, folder: RoundFolder, seconds: float | None) -> RoundResult:
     """What a finished round came to, from its files."""
     votes = counted(read_votes(folder.vote_files())).votes
     records = len((folder.data / "origin.jsonl").read_text(encoding="utf-8").splitlines())
-    seconds = seconds if seconds is not None else _old_seconds(output, number)
     file = folder.run / "report.json"
     if not file.is_file():
         return RoundResult(
@@ -181,13 +181,11 @@ def _make_data(options: LoopOptions, number: int, folder: RoundFolder, say: Say)
     say(f"round {number}     {len(made.counted.votes)} votes count, {made.records} {made.kind} to train on")
 
 
-def _old_seconds(output: Path, number: int) -> float | None:
-    """Processor time of a round that an earlier call made."""
+def _old_seconds(output: Path) -> dict[int, float | None]:
+    """Processor time of the rounds that earlier calls made."""
     file = output / STATE
-    if not file.is_file():
-        return None
-    rows = json.loads(file.read_text(encoding="utf-8"))
-    return next((row.get("cpu_seconds") for row in rows if row["round"] == number), None)
+    rows = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    return {row["round"]: row.get("cpu_seconds") for row in rows}
 
 
 def _write_state(output: Path, results: list[RoundResult]) -> None:

@@ -242,6 +242,24 @@ evaluate: {steps: 4}
 
 
 @pytest.mark.slow
+def test_a_round_of_likes_in_earnest(tmp_path: Path) -> None:
+    """KTO on likes and dislikes, with its own batch and noise, and nothing to evaluate."""
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    options = LoopOptions(
+        recipe=str(tmp_path / "r.yaml"), votes=20, steps=1, evaluate_prompts=0, objective="kto"
+    )
+    (found,) = run_loop(options, 1, tmp_path / "loop").rounds
+    assert (found.votes, found.win_rate) == (20, None)
+    records = read(tmp_path / "loop" / "round-1" / "data")
+    assert {r.kind for r in records} == {"labels"}
+    assert len(records) == found.records == 40
+    config = (tmp_path / "loop" / "round-1" / "run" / "config.yaml").read_text()
+    assert "name: kto" in config
+    assert "name: independent_noise" in config
+    assert (tmp_path / "loop" / "round-1" / "run" / "export" / LORA_FILE).is_file()
+
+
+@pytest.mark.slow
 def test_two_rounds_in_earnest(tmp_path: Path) -> None:
     """Both rounds are drawn, voted, trained and evaluated; the second starts from the first one's adapter."""
     (tmp_path / "r.yaml").write_text(RECIPE)

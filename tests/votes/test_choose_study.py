@@ -50,7 +50,7 @@ def test_every_way_learns_and_is_reported() -> None:
     train, test = scene(12, 8, 0), scene(20, 4, 1)
     found = study(options, train, test)
     assert [n.way for n in found] == list(CHOOSERS)
-    assert all(len(n.curve) == 6 for n in found)
+    assert all(len(n.curve) == 15 for n in found)
     assert max(n.curve[-1] for n in found) > 0.55
     text = page(found, options, test)
     assert all(f"| `{way}` |" in text for way in CHOOSERS)
