@@ -22,14 +22,11 @@ def main(
     ),
     out: Annotated[Path, typer.Option(help="folder of the page")] = Path("docs"),
     objective: Annotated[list[str] | None, typer.Option(help="dpo, kto; both by default")] = None,
-    prompts: Annotated[int, typer.Option(help="held-out prompts")] = 60,
-    seeds: Annotated[int, typer.Option(help="pictures of each")] = 2,
 ) -> None:
     """Run what is missing, then write the page."""
     found: dict[str, LoopResult] = {}
     for name in objective or ["dpo", "kto"]:
-        options = LoopOptions(objective=name, evaluate_prompts=prompts, seeds=seeds)
-        found[name] = run_loop(options, rounds, runs / f"loop-{name}", typer.echo)
+        found[name] = run_loop(LoopOptions(objective=name), rounds, runs / f"loop-{name}", typer.echo)
     write_page({name: result.rounds for name, result in found.items()}, out)
 
 

@@ -16,21 +16,22 @@ def loop(
         str, typer.Option(help="what the simulated rater likes: large, left, dark, ...")
     ] = "large",
     rater: Annotated[str, typer.Option(help="simulated, or human: stops until you have voted")] = "simulated",
-    votes: Annotated[int, typer.Option(help="pairs that are voted on in a round")] = 120,
+    votes: Annotated[int, typer.Option(help="pairs that are voted on in a round")] = 100,
     candidates: Annotated[int, typer.Option(help="pairs they are chosen from; 0 = as many, or twice")] = 0,
     choose: Annotated[
         str, typer.Option(help="random, margin (implicit), disagreement, entropy or routed")
     ] = "random",
     scorer: Annotated[list[str] | None, typer.Option(help="name or name=weights, to choose by")] = None,
     objective: Annotated[str, typer.Option(help="dpo (pairs) or kto (likes and dislikes)")] = "dpo",
-    steps: Annotated[int, typer.Option(help="training steps of a round")] = 100,
+    steps: Annotated[int, typer.Option(help="training steps of a round")] = 50,
+    learning_rate: Annotated[float, typer.Option(help="peak; 0 = half of the recipe's")] = 0.0,
     prompts: Annotated[str, typer.Option(help="file of training prompts; else the shapes world's")] = "",
     judge: Annotated[str, typer.Option(help="held-out scorer; else the simulated rater's own taste")] = "",
-    evaluate_prompts: Annotated[int, typer.Option(help="held-out prompts after each round; 0 = none")] = 50,
+    evaluate_prompts: Annotated[int, typer.Option(help="held-out prompts after each round; 0 = none")] = 60,
     evaluate_file: Annotated[
         str, typer.Option(help="file of held-out prompts; else the shapes world's")
     ] = "",
-    seeds: Annotated[int, typer.Option(help="pictures of each held-out prompt")] = 4,
+    seeds: Annotated[int, typer.Option(help="pictures of each held-out prompt")] = 2,
     seed: Annotated[int, typer.Option(help="seed of everything")] = 0,
     output: Annotated[Path, typer.Option(help="folder; the same again goes on")] = Path("outputs/loop"),
 ) -> None:
@@ -49,8 +50,8 @@ def loop(
     with one_clear_line():
         options = LoopOptions(
             pipeline=pipeline, recipe=recipe, taste=taste, rater=rater, votes=votes, candidates=candidates,
-            choose=choose, scorers=tuple(scorer or ()), objective=objective, steps=steps, prompts=prompts,
-            judge=judge, evaluate_prompts=evaluate_prompts, evaluate_file=evaluate_file, seeds=seeds,
+            choose=choose, scorers=tuple(scorer or ()), objective=objective, steps=steps,
+            learning_rate=learning_rate, prompts=prompts, judge=judge, evaluate_prompts=evaluate_prompts, evaluate_file=evaluate_file, seeds=seeds,
             seed=seed,
         )  # fmt: skip
         found = run_loop(options, rounds, output, typer.echo)

@@ -31,7 +31,7 @@ class LoopOptions:
     """What the simulated rater likes; whoever votes, in the shapes world prompts leave it open."""
     rater: str = "simulated"
     """simulated, or human: the loop stops for the votes of people."""
-    votes: int = 120
+    votes: int = 100
     """Pairs that are voted on in each round, one a prompt."""
     candidates: int = 0
     """Pairs that these are chosen from; 0 takes as many, or twice as many where they are chosen by scores."""
@@ -41,17 +41,19 @@ class LoopOptions:
     """Scorers, name or name=weights, whose scores pairs are chosen by."""
     objective: str = "dpo"
     """dpo, on pairs; kto, on likes and dislikes."""
-    steps: int = 100
+    steps: int = 50
     """Training steps of each round."""
+    learning_rate: float = 0.0
+    """Peak learning rate; 0 takes half of the recipe's: a round has few votes, and others follow."""
     prompts: str = ""
     """File of training prompts; empty takes those of the shapes world."""
     judge: str = ""
     """Held-out scorer of the evaluation; empty takes the simulated rater's noise-free taste."""
-    evaluate_prompts: int = 50
+    evaluate_prompts: int = 60
     """Held-out prompts of the evaluation after each round; 0 evaluates nothing."""
     evaluate_file: str = ""
     """File of held-out prompts; empty takes those of the shapes world."""
-    seeds: int = 4
+    seeds: int = 2
     """Pictures of each of them and each model."""
     seed: int = 0
     """Seed of everything."""
@@ -66,6 +68,7 @@ class LoopOptions:
             if getattr(self, name) not in words:
                 raise LoopError(f"{name} is {getattr(self, name)!r}; it must be {' or '.join(words)}")
         floors = {"votes": 2, "candidates": 0, "steps": 1, "evaluate_prompts": 0, "seeds": 2, "seed": 0}
+        floors["learning_rate"] = 0
         for name, least in floors.items():
             if getattr(self, name) < least:
                 raise LoopError(f"{name} is {getattr(self, name)}; it must be at least {least}")

@@ -18,7 +18,7 @@ from diffalign.policy.lora import AdapterConfig
 from diffalign.policy.precision import DTYPES, best_device
 from diffalign.train.align import align, load_recipe
 from diffalign.train.checkpoint import newest
-from diffalign.train.config import TrainConfig
+from diffalign.train.config import OptimConfig, TrainConfig
 
 KTO: dict[str, Any] = {
     "objective": {"name": "kto", "beta": 2000},
@@ -39,6 +39,10 @@ def base_recipe(options: LoopOptions) -> dict[str, Any]:
     recipe: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
     recipe |= KTO if options.objective == "kto" else {}
     recipe["policy"]["model"] = options.pipeline
+    # Always against the untouched model: relative to the round before, small errors would add up unchecked.
+    recipe["policy"]["reference"] = "off"
+    usual = recipe.setdefault("optim", {}).get("learning_rate", OptimConfig.learning_rate)
+    recipe["optim"]["learning_rate"] = options.learning_rate or usual / 2
     recipe["steps"], recipe["seed"] = options.steps, options.seed
     recipe["checkpoint_every"] = max(1, options.steps // 2)
     recipe["data"]["world"] = {"taste": options.taste, "seed": options.seed}

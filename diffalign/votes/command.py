@@ -143,7 +143,8 @@ def gallery_serve(
     diffalign gallery serve outputs/results --votes votes.sqlite --export votes.jsonl
     """
     from diffalign.cli import one_clear_line
-    from diffalign.votes.serve import ServeOptions, export_votes, serve
+    from diffalign.votes.serve import ServeOptions, serve
+    from diffalign.votes.store import export_votes
 
     with one_clear_line():
         if export is not None:

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from diffalign.evaluate.report import write_atomic
 from diffalign.votes.next_pair import ANY, Schedule
 from diffalign.votes.pictures import Pictures, find_pictures, vote_key
 from diffalign.votes.rows import Vote, VoteError, parse_vote
@@ -109,28 +108,6 @@ def serve(
         run(make_app(service), options, ready)
     finally:
         store.close()
-
-
-def export_votes(votes: Path, output: Path) -> int:
-    """Write the votes of a server's file as JSON lines, and return how many; also while it is served.
-
-    Raises:
-        VoteError: there is no file of votes, or it holds none.
-        FileExistsError: there is something at ``output``.
-    """
-    if output.exists():
-        raise FileExistsError(f"{output} exists: choose another --export")
-    if not votes.is_file():
-        raise VoteError(f"there are no votes at {votes}: name the file that gallery serve was given")
-    store = VoteStore(votes)
-    try:
-        rows = store.rows()
-    finally:
-        store.close()
-    if not rows:
-        raise VoteError(f"{votes} holds no votes yet")
-    write_atomic(output, "".join(f"{row}\n" for row in rows))
-    return len(rows)
 
 
 def run(app: FastAPI, options: ServeOptions, ready: Callable[[], None] = lambda: None) -> None:

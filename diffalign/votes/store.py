@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from diffalign.evaluate.report import write_atomic
 from diffalign.votes.rows import Vote, VoteError, parse_vote
 
 TABLES = """
@@ -91,3 +92,25 @@ class VoteStore:
 def identity(vote: Vote) -> str:
     """Name of a vote by all that it says."""
     return hashlib.sha256(vote.model_dump_json().encode()).hexdigest()
+
+
+def export_votes(votes: Path, output: Path) -> int:
+    """Write the votes of a server's file as JSON lines, and return how many; also while it is served.
+
+    Raises:
+        VoteError: there is no file of votes, or it holds none.
+        FileExistsError: there is something at ``output``.
+    """
+    if output.exists():
+        raise FileExistsError(f"{output} exists: choose another --export")
+    if not votes.is_file():
+        raise VoteError(f"there are no votes at {votes}: name the file that gallery serve was given")
+    store = VoteStore(votes)
+    try:
+        rows = store.rows()
+    finally:
+        store.close()
+    if not rows:
+        raise VoteError(f"{votes} holds no votes yet")
+    write_atomic(output, "".join(f"{row}\n" for row in rows))
+    return len(rows)
