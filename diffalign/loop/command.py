@@ -51,7 +51,8 @@ def loop(
         options = LoopOptions(
             pipeline=pipeline, recipe=recipe, taste=taste, rater=rater, votes=votes, candidates=candidates,
             choose=choose, scorers=tuple(scorer or ()), objective=objective, steps=steps,
-            learning_rate=learning_rate, prompts=prompts, judge=judge, evaluate_prompts=evaluate_prompts, evaluate_file=evaluate_file, seeds=seeds,
+            learning_rate=learning_rate, prompts=prompts, judge=judge,
+            evaluate_prompts=evaluate_prompts, evaluate_file=evaluate_file, seeds=seeds,
             seed=seed,
         )  # fmt: skip
         found = run_loop(options, rounds, output, typer.echo)
