@@ -241,7 +241,9 @@ def score(
     prompt: Annotated[str | None, typer.Option(help="what they should show; not with --write")] = None,
     scorer: Annotated[
         list[str] | None,
-        typer.Option(help="name or name=weights, see: diffalign scorers list; pickscore where none is named"),
+        typer.Option(
+            help="name=weights?option=value, see: diffalign scorers list; pickscore where none is named"
+        ),
     ] = None,
     weights: Annotated[
         str | None, typer.Option(help="weights of one; else $SCORERS_WEIGHTS/<scorer>")
@@ -258,8 +260,15 @@ def score(
         bool, typer.Option("--axioms", help="examine scorers: original over blurred, noised, ...")
     ] = False,
     processes: Annotated[int, typer.Option(min=1, help="with --output: share the work")] = 1,
-    batch: Annotated[int, typer.Option(min=1, help="pictures that go through a scorer at once")] = 32,
-    workers: Annotated[int, typer.Option(min=1, help="threads that read ahead")] = 4,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="pictures that go through a scorer at once; 32 if not given")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="with --output, --compare: threads that read ahead; 4")
+    ] = None,
+    allow_hub: Annotated[
+        bool, typer.Option("--allow-hub", help="download weights that are not here from Hugging Face")
+    ] = False,
 ) -> None:
     """Score pictures; many into a file; two folders against each other; with --write a data set.
 
@@ -270,30 +279,17 @@ def score(
     diffalign score samples/preferences/folder --write --scorer shapes-large --output labels.jsonl, or
     diffalign score outputs/base outputs/other --write --pairs best_worst --output outputs/pairs
     """
-    from diffalign.label.at_scale import compare_paths, score_to_file
-    from diffalign.label.axioms_command import score_axioms
-    from diffalign.label.command import refuse_ignored, score_pictures, write_labels
+    from diffalign.label.request import ScoreRequest
 
     with one_clear_line():
-        specs = [f"{s}={weights}" if weights else s for s in scorer or ["pickscore"]]
-        modes = {"--axioms": axioms, "--write": write, "--compare": compare}
-        refuse_ignored(
-            modes, scorers=len(specs), weights=weights, pairs=pairs, output=output, processes=processes
-        )
-        if axioms:
+        request = ScoreRequest(
+            images=images, scorers=scorer or ["pickscore"], prompt=prompt, weights=weights, write=write,
+            compare=compare, axioms=axioms, pairs=pairs, output=output, processes=processes, batch=batch,
+            workers=workers, allow_hub=allow_hub,
+        )  # fmt: skip
+        if write or axioms:
             set_up_logging()
-            lines = score_axioms(images, specs, prompt=prompt, pairs=pairs, output=output)
-        elif write:
-            set_up_logging()
-            lines = write_labels(images, specs, prompt, pairs, output)
-        elif compare:
-            lines = compare_paths(images, specs, prompt, batch=batch, workers=workers)
-        elif output is not None:
-            size = {"processes": processes, "batch": batch, "workers": workers}
-            lines = [score_to_file(images, specs, prompt, output, **size)]
-        else:
-            lines = score_pictures(images, specs, prompt)
-        typer.echo("\n".join(lines))
+        typer.echo("\n".join(request.lines()))
 
 
 @app.command()

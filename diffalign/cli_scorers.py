@@ -59,7 +59,7 @@ def scorers_convert(
 
 
 def scorers_serve(
-    name: Annotated[str, typer.Argument(help="see: diffalign scorers list")],
+    name: Annotated[str, typer.Argument(help="name, or name?option=value&...; see: diffalign scorers list")],
     weights: Annotated[Path | None, typer.Option(help="else $SCORERS_WEIGHTS/<name>")] = None,
     host: Annotated[str, typer.Option(help="address; others than loopback need a token")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8711,
@@ -68,6 +68,10 @@ def scorers_serve(
     batch: Annotated[int, typer.Option(min=1, help="pictures that are scored at once")] = 32,
     window: Annotated[float, typer.Option(min=0, help="seconds a picture waits for others")] = 0.01,
     body: Annotated[int, typer.Option(min=1, help="MiB of a request at most")] = 256,
+    memory: Annotated[int, typer.Option(min=1, help="MiB of all requests at once at most")] = 2048,
+    allow_hub: Annotated[
+        bool, typer.Option("--allow-hub", help="download weights that are not here from Hugging Face")
+    ] = False,
 ) -> None:
     """Serve a scorer over HTTP; the token is read from $SCORERS_TOKEN.
 
@@ -81,9 +85,15 @@ def scorers_serve(
 
     with one_clear_line():
         limits = Limits(body=body * 2**20)
-        options = ServerOptions(host=host, port=port, batch=batch, window=window, limits=limits)
-        loaded = scorers.load(name, weights, device or best_device(), dtype)
-        typer.echo(f"{name} on http://{host}:{port}")
+        options = ServerOptions(
+            host=host, port=port, batch=batch, window=window, limits=limits, memory=memory * 2**20
+        )
+        spec = scorers.Spec.parse(name)
+        loaded = scorers.load_spec(
+            str(spec.with_weights(str(weights)) if weights else spec), device or best_device(), dtype,
+            allow_hub=allow_hub,
+        )  # fmt: skip
+        typer.echo(f"{spec.name} on http://{host}:{port}")
         serve(loaded, options)
 
 

@@ -6,7 +6,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from scorers import catalogue
 from scorers.base import ScorerBase, check_batch
 from scorers.clip_hf import OLD_KEYS, load_clip, restore_positions
 from scorers.clip_open import FILES, load_open_clip, picture_side
+from scorers.load_options import LoadOptions, PictureOptions
 from scorers.loading import build, need_weights, read_state
 from scorers.preprocess import Preprocess, SquashPreprocess, Transform
 
@@ -35,6 +36,7 @@ class Aesthetic(ScorerBase):
 
     needs = frozenset()
     dims = ("aesthetic",)
+    option_type: ClassVar[type[LoadOptions]] = PictureOptions
     heads: tuple[str, ...]
     """Names of the published files of heads."""
 

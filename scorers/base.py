@@ -5,14 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import Self, cast
+from dataclasses import fields, replace
+from typing import ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from scorers.gather import either, gather
+from scorers.hub import HubFiles
 from scorers.images import ImageLike, to_tensors
+from scorers.load_options import LoadOptions, PictureOptions
 from scorers.preprocess import Mode, Transform
 from scorers.protocol import Details, Kind, Need, PairOutput, ScoreOutput, Space
 
@@ -41,6 +43,12 @@ class ScorerBase(nn.Module):
     """``compare`` calls a tie where |2 prob - 1| is at most this; None never does."""
     preprocess: Transform | None = None
     """Transform of the pictures before the tower, for scorers that have one."""
+    hub: ClassVar[tuple[HubFiles, ...]] = ()
+    """Where the weights are published as tensors; see ``scorers.hub``."""
+    option_type: ClassVar[type[LoadOptions]] = LoadOptions
+    """What may be chosen in ``scorers.load(..., options=...)``."""
+    options_taken: LoadOptions = LoadOptions()
+    """What was chosen."""
 
     @abstractmethod
     def score_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -121,11 +129,25 @@ class ScorerBase(nn.Module):
         Raises:
             ValueError: not as many pictures on both sides, or see ``__call__``.
         """
+        first, second, texts = self.paired(a, b, prompts, value_range)
+        return self.pair(*(self(x, texts, chunk=chunk) for x in (first, second)))
+
+    def paired(
+        self,
+        a: ImageLike | Sequence[ImageLike],
+        b: ImageLike | Sequence[ImageLike],
+        prompts: str | Sequence[str] | None,
+        value_range: tuple[float, float],
+    ) -> tuple[list[Tensor], list[Tensor], list[str]]:
+        """Both sides of n pairs as (3, H, W) tensors in [0, 1], and a prompt for each.
+
+        Raises:
+            ValueError: see ``compare``.
+        """
         first, second = to_tensors(a, value_range), to_tensors(b, value_range)
         if len(first) != len(second):
             raise ValueError(f"{len(first)} pictures cannot be compared with {len(second)}; give pairs")
-        texts = broadcast(prompts, len(first), needed="prompt" in self.needs)
-        return self.pair(*(self(x, texts, chunk=chunk) for x in (first, second)))
+        return first, second, broadcast(prompts, len(first), needed="prompt" in self.needs)
 
     def pair(self, a: ScoreOutput, b: ScoreOutput) -> PairOutput:
         """Turn the scores of both sides of B pairs into a comparison; override it for another calibration."""
@@ -148,10 +170,25 @@ class ScorerBase(nn.Module):
         self.preprocess = replace(self.preprocess, mode=mode)
         return self
 
+    def take_options(self, options: LoadOptions) -> None:
+        """Take the options of ``scorers.load``; scorers that have some of their own extend it.
+
+        Raises:
+            TypeError: they are another scorer's.
+            ValueError: they do not go together.
+        """
+        if not isinstance(options, self.option_type):
+            raise TypeError(f"{self.name} takes {self.option_type.__name__}, not {type(options).__name__}")
+        if isinstance(options, PictureOptions):
+            self.with_preprocess(options.preprocess)
+        self.options_taken = options
+
     def describe(self) -> dict[str, str]:
         """Which scorer this is, for the record."""
         dtype = next((str(p.dtype).removeprefix("torch.") for p in self.parameters()), "float32")
         found = {"scorer": self.name, "version": self.version, "dtype": dtype}
+        taken = self.options_taken
+        found |= {f"option.{f.name}": str(getattr(taken, f.name)) for f in fields(taken)}
         return found if self.preprocess is None else found | {"preprocess": self.preprocess.id}
 
     def _output(self, found: Details, groups: list[int] | None) -> ScoreOutput:

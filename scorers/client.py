@@ -2,49 +2,45 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import random
+import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from http.client import HTTPException
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
 
-from scorers.address import is_loopback
 from scorers.base import ScorerBase, check_batch
-from scorers.each import Outcome, failed
+from scorers.each import Outcome, failed, lost
+from scorers.exchange import AgainError, ContentError, RemoteError, exchange
 from scorers.protocol import Details
 from scorers.server import TOKEN_VARIABLE
-from scorers.wire import SAFETENSORS, encode
+from scorers.wire import encode
+
+__all__ = ["ClientOptions", "RemoteError", "RemoteScorer"]
 
 logger = logging.getLogger(__name__)
-
-AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Answers after which a request is sent once more."""
-
-
-class RemoteError(ConnectionError):
-    """The server did not answer in time, or refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClientOptions:
     """How a server is asked."""
 
+    connect: float = 5.0
+    """Seconds in which a connection must stand."""
+    start: float = 5.0
+    """Seconds in which the server must first answer; more waits for one that is being started."""
     timeout: float = 60.0
-    """Seconds that one request may take."""
+    """Seconds in which an answer must come, once the connection stands."""
     patience: float = 120.0
-    """Seconds in which a request is tried again before its pictures count as failed."""
+    """Seconds in which a request is tried again before its pictures count as lost. A server that is gone
+    holds up a call for about so long (or ``connect + timeout``, if that is longer), however many pictures."""
     backoff: float = 0.2
     """Seconds before the second try; each further wait is twice as long, up to 10 s, and jittered."""
     chunk: int = 16
@@ -58,9 +54,9 @@ class ClientOptions:
         Raises:
             ValueError: a number that is not positive.
         """
-        for name in ("timeout", "patience", "backoff", "chunk", "workers"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name, value in asdict(self).items():
+            if value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")
 
 
 class RemoteScorer(ScorerBase):
@@ -85,8 +81,8 @@ class RemoteScorer(ScorerBase):
         super().__init__()
         self.url, self.options = url.rstrip("/"), options or ClientOptions()
         self.token = token if token is not None else os.environ.get(TOKEN_VARIABLE) or None
-        self._ask = _opener(self.url, self.token)
-        about = self._retrying("/about", None)
+        self._ask = exchange(self.url, self.token, self.options.connect)
+        about = self._retrying("/about", None, min(self.options.start, self.options.patience))
         self.name, self.version = self.url, f"{about['name']} {about['version']}"
         self.dims, self.higher_better = tuple(about["dims"]), bool(about["higher_better"])
         self.range = (float(about["range"][0]), float(about["range"][1]))
@@ -94,6 +90,7 @@ class RemoteScorer(ScorerBase):
         self.licence, self.citation = about["licence"], about["citation"]
         self.temperature = float(about["temperature"])
         self.meta = {str(k): str(v) for k, v in about["meta"].items()}
+        self.id = str(about["id"])
         self.max_items, self.max_body = int(about["max_items"]), int(about["max_body"])
         self.eval()
 
@@ -110,7 +107,12 @@ class RemoteScorer(ScorerBase):
 
     def describe(self) -> dict[str, str]:
         """The server's own record, and its address."""
-        return {**self.meta, "server": self.url}
+        return {**self.meta, "server": self.url, "server_id": self.id}
+
+    @property
+    def identity(self) -> str:
+        """Digest of the scorer that is served: name, version, options and weights."""
+        return self.id
 
     def score_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
         """(B,) float32 scores of (B, 3, H, W) pictures in [0, 1]; no gradient.
@@ -142,9 +144,9 @@ class RemoteScorer(ScorerBase):
 
     def outcomes(self, pictures: Sequence[Tensor], prompts: Sequence[str]) -> list[Outcome]:
         """What became of each of N (3, H, W) pictures in [0, 1]; nothing is raised for a single one."""
-        parts = list(self._parts(pictures, prompts))
+        parts, gone = list(self._parts(pictures, prompts)), threading.Event()
         with ThreadPoolExecutor(self.options.workers, "remote-scorer") as pool:
-            found = list(pool.map(lambda part: self._request(*part), parts))
+            found = list(pool.map(lambda part: self._request(part[0], part[1], gone), parts))
         return [outcome for part in found for outcome in part]
 
     def _parts(
@@ -161,81 +163,41 @@ class RemoteScorer(ScorerBase):
         if len(pictures) > start:
             yield pictures[start:], prompts[start:]
 
-    def _request(self, pictures: Sequence[Tensor], prompts: Sequence[str]) -> list[Outcome]:
+    def _request(
+        self, pictures: Sequence[Tensor], prompts: Sequence[str], gone: threading.Event
+    ) -> list[Outcome]:
+        """Outcomes of one request; after one that was lost, the others of the call are not waited for."""
+        if gone.is_set():
+            return [lost(f"{self.url} gave no answer to pictures before")] * len(pictures)
         try:
-            answer = self._retrying("/score", encode(pictures, prompts))
+            answer = self._retrying("/score", encode(pictures, prompts), self.options.patience)
             found = [Outcome(**row) for row in answer["outcomes"]]
-        except (RemoteError, KeyError, TypeError) as error:
+            if answer["id"] != self.id:
+                raise RemoteError(f"{self.url} has another scorer or other weights than before; load it anew")
+        except (ContentError, KeyError, TypeError) as error:
             return [failed(error)] * len(pictures)
+        except RemoteError as error:
+            gone.set()
+            return [lost(error)] * len(pictures)
         if len(found) != len(pictures):
             return [failed(f"{self.url} answered {len(found)} scores for {len(pictures)}")] * len(pictures)
         return found
 
-    def _retrying(self, path: str, body: bytes | None) -> dict[str, Any]:
+    def _retrying(self, path: str, body: bytes | None, patience: float) -> dict[str, Any]:
         """The JSON answer; connection faults and busy servers are tried again until patience ends."""
-        end, wait = time.monotonic() + self.options.patience, self.options.backoff
+        end, wait, timeout = time.monotonic() + patience, self.options.backoff, self.options.timeout
         while True:
             try:
-                return self._ask(path, body, self.options.timeout)
-            except _AgainError as error:
+                return self._ask(path, body, timeout)
+            except AgainError as error:
                 left = end - time.monotonic()
                 if left <= 0:
                     raise RemoteError(
-                        f"{self.url}{path} gave no answer in {self.options.patience:g} s ({error}); is the "
-                        "server running?"
+                        f"{self.url}{path} gave no answer in {patience:g} s ({error}); is the server running?"
                     ) from error
-                logger.info("%s: %s; trying again in %.1f s", self.url, error, wait)
+                logger.info("%s: %s; trying again for %.0f s", self.url, error, left)
                 time.sleep(min(left, wait * random.uniform(0.5, 1.5)))
-                wait = min(10.0, 2 * wait)
-
-
-class _AgainError(Exception):
-    """A fault that may be over soon."""
-
-
-def _opener(url: str, token: str | None) -> Callable[[str, bytes | None, float], dict[str, Any]]:
-    """One HTTP exchange as a function of path, body and time-out."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{url!r} is no address of a reward server; write http://host:port")
-    near = is_loopback(parts.hostname)
-    if token and parts.scheme == "http" and not near:
-        raise ValueError(f"{url}: a token must not travel unencrypted; use https, or a tunnel to 127.0.0.1")
-    handlers: list[Any] = [_NoRedirect]
-    if near:
-        handlers.append(urllib.request.ProxyHandler({}))  # a proxy would look for its own loopback
-    opener = urllib.request.build_opener(*handlers)
-    headers = {"Content-Type": SAFETENSORS} | ({"Authorization": f"Bearer {token}"} if token else {})
-
-    def ask(path: str, body: bytes | None, timeout: float) -> dict[str, Any]:
-        request = urllib.request.Request(url + path, data=body, headers=headers)
-        try:
-            with opener.open(request, timeout=timeout) as answer:
-                found: dict[str, Any] = json.loads(answer.read())
-                return found
-        except urllib.error.HTTPError as error:
-            reason = f"HTTP {error.code}: {_reason(error)}"
-            if error.code in AGAIN:
-                raise _AgainError(reason) from error
-            raise RemoteError(f"{url}{path} refused: {reason}") from error
-        except (OSError, HTTPException, ValueError) as error:  # refused, reset, timed out, cut off
-            raise _AgainError(str(error) or type(error).__name__) from error
-
-    return ask
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would send pictures and token somewhere else."""
-
-    def redirect_request(self, *arguments: Any) -> None:
-        """Follow none."""
-
-
-def _reason(error: urllib.error.HTTPError) -> str:
-    try:
-        return str(json.loads(error.read(10_000))["error"])
-    except (ValueError, KeyError, TypeError, OSError, HTTPException):
-        return str(error.reason)
+                wait, timeout = min(10.0, 2 * wait), min(timeout, max(self.options.backoff, left))
 
 
 def _column(values: Sequence[float | None]) -> Tensor:

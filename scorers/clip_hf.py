@@ -6,12 +6,13 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scorers.load_options import LoadOptions, PictureOptions
 from scorers.loading import build, need_weights, read_state
 from scorers.preprocess import Preprocess
 from scorers.texts import refuse_special
@@ -177,6 +178,7 @@ class ClipHfScorer(TwoTower):
     """
 
     size = "986 M"
+    option_type: ClassVar[type[LoadOptions]] = PictureOptions
     preprocess: Preprocess
 
     def __init__(
@@ -188,6 +190,22 @@ class ClipHfScorer(TwoTower):
         self.tokenizer = tokenizer
         self.preprocess = preprocess or Preprocess(size=limits(clip).side)
         self.eval().requires_grad_(False)
+
+    @classmethod
+    def load(
+        cls, weights: Path | None, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Self:
+        """Load a folder that holds a saved CLIPModel and its tokenizer, or a file of the published sizes.
+
+        Raises:
+            FileNotFoundError: nothing given or found, or a file is missing in the folder.
+            ValueError: the weights do not fit the configuration key by key.
+        """
+        path = find_clip(cls.name, weights, cls.weights)
+        clip = load_clip(path)
+        cast_towers(clip, dtype)
+        preprocess = Preprocess.load(path, limits(clip).side)
+        return cls(clip, load_tokenizer(path, clip), preprocess).to(device)
 
     def scale(self) -> Tensor:
         """exp(logit_scale), a scalar, about 100 for trained models."""

@@ -7,13 +7,14 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from scorers.clip_layouts import to_open_clip
+from scorers.load_options import LoadOptions, PictureOptions
 from scorers.loading import build, need_weights, read_state
 from scorers.preprocess import Preprocess, Transform
 from scorers.texts import refuse_special
@@ -44,6 +45,7 @@ class OpenClipScorer(TwoTower):
     range = (-1.0, 1.0)
     temperature = 0.01
     size = "986 M"
+    option_type: ClassVar[type[LoadOptions]] = PictureOptions
 
     def __init__(self, model: CLIP, tokenize: Tokenize | None = None) -> None:
         """See the class."""

@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from scorers import catalogue
 from scorers.clip_open import OpenClipScorer, Tokenize
+from scorers.hub import HubFiles
+from scorers.load_options import LoadOptions, PictureOptions
 from scorers.preprocess import Preprocess, Transform
 
 if TYPE_CHECKING:
     from open_clip import CLIP
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipScoreOptions(PictureOptions):
+    """What may be chosen of a CLIPScore; None is the preset's."""
+
+    prefix: str | None = None
+    """Put before every prompt."""
+    weight: float | None = None
+    """Factor of the cosine."""
+    clamp: bool | None = None
+    """Raise negative cosines to 0, where the gradient then is 0."""
+
+
+def _open_clip_files(repo: str) -> tuple[HubFiles, ...]:
+    """Weights and sizes in open_clip's layout."""
+    return (HubFiles(repo, ("open_clip_config.json", "open_clip_model.safetensors")),)
 
 
 @catalogue.register("clipscore")
@@ -35,6 +55,8 @@ class ClipScore(OpenClipScorer):
     licence = "code Apache-2.0; that of the weights you bring"
     citation = "Hessel et al., CLIPScore, EMNLP 2021, arXiv:2104.08718"
     weights = "any open_clip checkpoint, e.g. laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+    hub: ClassVar[tuple[HubFiles, ...]] = _open_clip_files("laion/CLIP-ViT-H-14-laion2B-s32B-b79K")
+    option_type: ClassVar[type[LoadOptions]] = ClipScoreOptions
     weight: float = 1.0
     clamp: bool = False
 
@@ -53,6 +75,16 @@ class ClipScore(OpenClipScorer):
             ValueError: ``weight`` is not positive.
         """
         super().__init__(model, tokenize)
+        self._form(prefix, weight, clamp)
+
+    def take_options(self, options: LoadOptions) -> None:
+        """See ScorerBase."""
+        super().take_options(options)
+        if isinstance(options, ClipScoreOptions):
+            self._form(options.prefix, options.weight, options.clamp)
+
+    def _form(self, prefix: str | None, weight: float | None, clamp: bool | None) -> None:
+        """Set what the score is made of; None is the preset's."""
         self.prefix = type(self).prefix if prefix is None else prefix
         self.weight = type(self).weight if weight is None else weight
         self.clamp = type(self).clamp if clamp is None else clamp
@@ -99,6 +131,7 @@ class ClipScoreHessel(ClipScore):
     architecture = "ViT-B-32-quickgelu"
     licence = "MIT"
     weights = "OpenAI's ViT-B/32 in open_clip's layout, e.g. timm/vit_base_patch32_clip_224.openai"
+    hub = _open_clip_files("timm/vit_base_patch32_clip_224.openai")
     size = "151 M"
     prefix = "A photo depicts "
     weight = 2.5
@@ -116,6 +149,7 @@ class ClipScoreTorchmetrics(ClipScore):
     architecture = "ViT-L-14-quickgelu"
     licence = "Apache-2.0"
     weights = "OpenAI's ViT-L/14 in open_clip's layout, e.g. timm/vit_large_patch14_clip_224.openai"
+    hub = _open_clip_files("timm/vit_large_patch14_clip_224.openai")
     size = "428 M"
     weight = 100.0
 

@@ -118,8 +118,8 @@ class Sum(Composite):
     def load(cls, weights: Path | None, *, device: str | torch.device, dtype: torch.dtype) -> Sum:
         """Load a sum from json: ``{"parts": {"pickscore": {"weight": 0.5, "zscore": [21, 1.5], ...}}}``.
 
-        Options of a part: ``scorer`` (its name where the key is another), ``weights``, ``weight``, ``zscore``
-        (mean, std) and ``clip`` (low, high), which is applied after it.
+        Options of a part: ``scorer`` (its name where the key is another), ``weights``, ``options`` (those of
+        ``scorers.load``), ``weight``, ``zscore`` (mean, std) and ``clip`` (low, high), applied after it.
 
         Raises:
             FileNotFoundError: no file, or weights of a part are not there.
@@ -230,7 +230,7 @@ def _read(name: str, path: Path | None, optional: Sequence[str] = ("weight",)) -
     parts = read_options(name, path, what, required=("parts",))["parts"]
     if not isinstance(parts, dict) or not all(isinstance(row, dict) for row in parts.values()):
         raise ValueError(f'scorer {name!r}: {path} must hold {{"parts": {{NAME: {{options}}}}}}')
-    keys = ("scorer", "weights", "zscore", "clip", *optional)
+    keys = ("scorer", "weights", "options", "zscore", "clip", *optional)
     return {n: check_options(f"{path}: part {n}", row, (), keys) for n, row in parts.items()}
 
 
@@ -248,4 +248,4 @@ def _load_part(
 ) -> Scorer:
     """A part; its weights are looked for beside the json file."""
     given = folder_of(path) / row["weights"] if "weights" in row else None
-    return scorers.load(row.get("scorer", name), given, device, dtype)
+    return scorers.load(row.get("scorer", name), given, device, dtype, options=row.get("options"))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from scorers import catalogue
-from scorers.clip_hf import ClipHfScorer, cast_towers, find_clip, limits, load_clip, load_tokenizer
+from scorers.clip_hf import ClipHfScorer
+from scorers.load_options import LoadOptions, PictureOptions
 from scorers.loading import read_state
 from scorers.preprocess import Preprocess
 
@@ -20,6 +22,14 @@ if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedTokenizerBase
 
 DIRECTION = "direction.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenscoreOptions(PictureOptions):
+    """What may be chosen of a Denscore."""
+
+    keep: float = 0.3
+    """Share of the common direction that stays, in [0, 1]."""
 
 
 @catalogue.register("denscore")
@@ -43,6 +53,7 @@ class Denscore(ClipHfScorer):
     licence = "Apache-2.0"
     citation = "Liu et al., Improving Long-Text Alignment for Text-to-Image Models, 2024, arXiv:2410.11817"
     weights = "folder of a CLIPModel with its tokenizer, e.g. luping-liu/Denscore; direction.safetensors"
+    option_type: ClassVar[type[LoadOptions]] = DenscoreOptions
 
     def __init__(
         self,
@@ -59,9 +70,7 @@ class Denscore(ClipHfScorer):
             ValueError: ``keep`` outside [0, 1], or a direction of another width or of length 0.
         """
         super().__init__(clip, tokenizer, preprocess)
-        if not 0 <= keep <= 1:
-            raise ValueError(f"keep is a share in [0, 1], got {keep}")
-        self.keep = keep
+        self.with_keep(keep)
         self.direction: Tensor | None = None
         if direction is not None:
             self.with_direction(direction)
@@ -69,22 +78,30 @@ class Denscore(ClipHfScorer):
     @classmethod
     def load(
         cls, weights: Path | None, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-    ) -> Denscore:
-        """Load a folder that holds a saved CLIPModel and its tokenizer, or a file of the published sizes.
+    ) -> Self:
+        """See ClipHfScorer; ``direction.safetensors`` in the folder is the common direction."""
+        scorer = super().load(weights, device=device, dtype=dtype)
+        file = None if weights is None else weights / DIRECTION
+        return scorer if file is None or not file.is_file() else scorer.with_direction(_direction(file))
+
+    def take_options(self, options: LoadOptions) -> None:
+        """See ScorerBase."""
+        super().take_options(options)
+        if isinstance(options, DenscoreOptions):
+            self.with_keep(options.keep)
+
+    def with_keep(self, keep: float) -> Self:
+        """Choose how much of the common direction is kept; returns the scorer.
 
         Raises:
-            FileNotFoundError: nothing given or found, or a file is missing in the folder.
-            ValueError: the weights do not fit the configuration key by key.
+            ValueError: outside [0, 1].
         """
-        path = find_clip(cls.name, weights, cls.weights)
-        clip = load_clip(path)
-        cast_towers(clip, dtype)
-        preprocess = Preprocess.load(path, limits(clip).side)
-        scorer = cls(clip, load_tokenizer(path, clip), preprocess).to(device)
-        file = path / DIRECTION
-        return scorer.with_direction(_direction(file)) if path.is_dir() and file.is_file() else scorer
+        if not 0 <= keep <= 1:
+            raise ValueError(f"keep is a share in [0, 1], got {keep}")
+        self.keep = keep
+        return self
 
-    def with_direction(self, direction: Tensor) -> Denscore:
+    def with_direction(self, direction: Tensor) -> Self:
         """Take the common direction o (D,) of all prompts; returns the scorer.
 
         Raises:

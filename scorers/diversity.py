@@ -76,13 +76,6 @@ def effective_number(matrix: Tensor, q: float = 1.0) -> Tensor:
     return out
 
 
-def internal_diversity(gram: Tensor, shares: Tensor | None = None) -> Tensor:
-    """1 - the mean of (n, n) similarities, each with itself included (IntDiv, float64)."""
-    weight = _shares(len(gram), shares).to(gram.device)
-    mean: Tensor = weight @ gram.double() @ weight
-    return 1 - mean
-
-
 def mean_cosine_distance(features: Tensor) -> Tensor:
     """(...) float64 1 - the mean cosine between different rows of (..., n, D), n at least 2; in [0, 2].
 

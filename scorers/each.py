@@ -16,6 +16,10 @@ from scorers.images import ImageLike, to_tensor
 from scorers.protocol import Details, Scorer
 
 OK = "ok"
+LOST = "lost: "
+"""How the status of a picture begins to which a server gave no answer; it is no result, and asked again."""
+FAULT = "failed: the server could not score it"
+"""How the status of a picture begins over which a server stumbled; a later try may succeed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,11 @@ class Outcome:
 def failed(reason: object) -> Outcome:
     """No score, and why."""
     return Outcome(score=None, status="failed: " + " ".join(str(reason).split()))
+
+
+def lost(reason: object) -> Outcome:
+    """No answer, and why."""
+    return Outcome(score=None, status=LOST + " ".join(str(reason).split()))
 
 
 def read_each(images: Sequence[ImageLike]) -> list[Tensor | Outcome]:
@@ -117,8 +126,8 @@ def device_of(scorer: Scorer) -> torch.device:
 
 
 def _outcomes(details: Details) -> list[Outcome]:
-    score, dims = details.score.double().tolist(), {k: v.double().tolist() for k, v in details.dims.items()}
-    raw, std = (None if v is None else v.double().tolist() for v in (details.raw, details.std))
+    score, dims = _numbers(details.score), {k: _numbers(v) for k, v in details.dims.items()}
+    raw, std = (None if v is None else _numbers(v) for v in (details.raw, details.std))
     rows = []
     for i, value in enumerate(score):
         word = OK if details.status is None else details.status[i]
@@ -132,6 +141,12 @@ def _outcomes(details: Details) -> list[Outcome]:
             )
         )  # fmt: skip
     return rows
+
+
+def _numbers(column: Tensor) -> list[float]:
+    """On the host first: Apple's GPUs have no double precision."""
+    found: list[float] = column.cpu().double().tolist()
+    return found
 
 
 def _known(values: Sequence[float] | None, i: int) -> float | None:

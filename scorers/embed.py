@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from scorers.clip_hf import restore_positions
 from scorers.loading import build, read_state
-from scorers.preprocess import CLIP_MEAN, CLIP_STD
+from scorers.preprocess import CLIP_MEAN, CLIP_STD, check_shape
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -48,6 +48,7 @@ class Crop:
     def __call__(self, x01: Tensor) -> Tensor:
         """Turn (B, 3, H, W) in [0, 1] into normalised (B, 3, crop, crop)."""
         short = min(x01.shape[-2:])
+        check_shape(*x01.shape[-2:])
         if short != self.resize:
             size = [max(self.resize, int(self.resize * side / short)) for side in x01.shape[-2:]]
             x01 = F.interpolate(x01, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)

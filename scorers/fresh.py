@@ -16,7 +16,12 @@ HEADS = frozenset({"pal", "gpm", "nima"})
 
 
 def to_train(
-    name: str, weights: str | Path | None, items: Sequence[Item] = (), *, device: str | torch.device = "cpu"
+    name: str,
+    weights: str | Path | None,
+    items: Sequence[Item] = (),
+    *,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
 ) -> Any:
     """Load a scorer to be trained, in float32.
 
@@ -26,6 +31,7 @@ def to_train(
             on which a new one is put.
         items: what it will learn from; PAL makes a row for each person that voted.
         device: where it trains.
+        seed: of a new head, so that a run that is started again starts from the same weights.
 
     Raises:
         FileNotFoundError: the weights are not there.
@@ -34,7 +40,9 @@ def to_train(
     found = scorers.find_weights(name, weights)
     tower = found is not None and (found / "config.json").is_file() and not (found / "pal.json").is_file()
     if name in HEADS and found is not None and tower:
-        return _head(name, found, items, device)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return _head(name, found, items, device)
     return scorers.load(name, found, device=device)
 
 

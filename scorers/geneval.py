@@ -68,17 +68,6 @@ def relations(a: Sequence[float], b: Sequence[float], margin: float = MARGIN) ->
     return [name for name, yes in zip(RELATIONS, holds, strict=True) if yes]
 
 
-def iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """Overlap of two boxes whose edges are whole pixels that belong to them: shared by joint area."""
-
-    def area(left: float, top: float, right: float, bottom: float) -> float:
-        return max(right - left + 1, 0) * max(bottom - top + 1, 0)
-
-    shared = area(max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3]))
-    joint = area(*a[:4]) + area(*b[:4]) - shared
-    return shared / joint if joint else 0.0
-
-
 def sure(found: Sequence[Detection], threshold: float) -> dict[str, list[Detection]]:
     """Objects above a confidence by label, the surest first, at most 16 of a kind; boxes may overlap."""
     kinds: dict[str, list[Detection]] = defaultdict(list)

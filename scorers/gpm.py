@@ -112,7 +112,7 @@ class GPM(ScorerBase):
 
     @classmethod
     def create(cls, encoder: PickScore, options: GPMOptions | None = None) -> Self:
-        """A new head with random weights on an encoder, to be trained with ``gpm_loss``."""
+        """A new head with random weights on an encoder, to be trained with ``pair_cross_entropy``."""
         width = encoder.clip.config.projection_dim
         return cls(encoder, GPMHead(2 * width, width, options or GPMOptions()).to(encoder.device))
 
@@ -170,10 +170,7 @@ class GPM(ScorerBase):
         value_range: tuple[float, float] = (0.0, 1.0),
     ) -> PairOutput:
         """Compare n pictures with n others; see ScorerBase."""
-        first, second = to_tensors(a, value_range), to_tensors(b, value_range)
-        if len(first) != len(second):
-            raise ValueError(f"{len(first)} pictures cannot be compared with {len(second)}; give pairs")
-        texts = broadcast(prompts, len(first))
+        first, second, texts = self.paired(a, b, prompts, value_range)
         with torch.no_grad():
             v, w = (self._embed_all(side, texts, chunk) for side in (first, second))
             logit = (gpm_score(v, w, self.gate(texts)) / self.temperature).cpu()

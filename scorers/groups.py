@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import combinations
 
 import torch
@@ -10,22 +9,6 @@ from torch import Tensor
 
 SHARPEST = 1e-4
 """Weight of the entropy in the last step towards the von Neumann winner."""
-
-
-def round_robin(n: int, prob: Callable[[list[int], list[int]], Tensor]) -> Tensor:
-    """(n, n) chance that picture i beats picture j, 0.5 on the diagonal, from all n (n - 1) / 2 pairs.
-
-    Args:
-        n: how many pictures.
-        prob: (P,) chances that the pictures of the first list of P numbers beat those of the second.
-    """
-    matrix = torch.full((n, n), 0.5)
-    pairs = list(combinations(range(n), 2))
-    if pairs:
-        first, second = (list(side) for side in zip(*pairs, strict=True))
-        found = prob(first, second).float().cpu()
-        matrix[first, second], matrix[second, first] = found, 1 - found
-    return matrix
 
 
 def mean_win(matrix: Tensor) -> Tensor:

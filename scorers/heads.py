@@ -133,7 +133,7 @@ class EncoderLearner(HeadLearner):
 class GpmLearner(EncoderLearner):
     """General preference model: log-odds of pairs; no picture has a worth of its own, so no lists."""
 
-    losses = frozenset({"bradley-terry", "pickscore"})
+    losses = frozenset({"bradley-terry", "pickscore", "regression"})
 
     def logit(self, votes: Sequence[Vote]) -> Tensor:
         """See Learner."""

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
 from scorers import catalogue
 from scorers.clip_open import OpenClipScorer
-from scorers.preprocess import PadPreprocess, Transform
+from scorers.hub import HubFiles
+from scorers.load_options import LoadOptions
+from scorers.preprocess import Antialias, PadPreprocess, Transform
+
+
+@dataclass(frozen=True, kw_only=True)
+class HpsOptions(LoadOptions):
+    """What may be chosen of HPS v2 and v2.1, whose published transform is one of tensors already."""
+
+    antialias: Antialias = "modern"
+    """``"reference-2023"`` gives the numbers of torchvision before 0.17, which did not smooth."""
 
 
 @catalogue.register("hpsv1")
@@ -23,8 +36,7 @@ class HpsV1(OpenClipScorer):
 class HpsV2(OpenClipScorer):
     """HPS v2: open_clip's ViT-H-14. Papers print the score times 100; not comparable with v2.1.
 
-    Pictures are padded to squares and resized as tensors, as published; ``meta`` records it. Numbers of
-    torchvision before 0.17: ``scorer.preprocess = PadPreprocess(size=224, antialias="reference-2023")``.
+    Pictures are padded to squares and resized as tensors, as published; ``meta`` records it.
     """
 
     name = "hpsv2"
@@ -33,11 +45,20 @@ class HpsV2(OpenClipScorer):
     licence = "Apache-2.0"
     citation = "Wu et al., Human Preference Score v2, 2023, arXiv:2306.09341"
     weights = "HPS_v2_compressed.pt (xswu/HPSv2)"
+    hub = (HubFiles("xswu/HPSv2", ("HPS_v2_compressed.pt",)),)
+    option_type: ClassVar[type[LoadOptions]] = HpsOptions
+    preprocess: PadPreprocess
 
     @classmethod
     def transform(cls, side: int) -> Transform:
         """See OpenClipScorer."""
         return PadPreprocess(size=side)
+
+    def take_options(self, options: LoadOptions) -> None:
+        """See ScorerBase."""
+        super().take_options(options)
+        if isinstance(options, HpsOptions):
+            self.preprocess = replace(self.preprocess, antialias=options.antialias)
 
 
 @catalogue.register("hpsv2.1")
@@ -47,3 +68,4 @@ class HpsV21(HpsV2):
     name = "hpsv2.1"
     version = "2.1"
     weights = "HPS_v2.1_compressed.pt (xswu/HPSv2)"
+    hub = (HubFiles("xswu/HPSv2", ("HPS_v2.1_compressed.pt",)),)

@@ -6,17 +6,20 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from scorers import catalogue
 from scorers.base import ScorerBase, check_batch
-from scorers.loading import need_weights, read_state
+from scorers.hub import HubFiles
+from scorers.load_options import LoadOptions, PictureOptions
+from scorers.loading import need_folder, read_state
 from scorers.protocol import Details, PairOutput, ScoreOutput
 from scorers.qwen import QwenPixels
 from scorers.qwen_chat import IMAGE, Tokens, check_prompts, conversation, load_tokenizer, template, tokenize
+from scorers.qwen_lm import QWEN_TOKENIZER
 from scorers.qwen_model import OLD_NAMES, build_qwen, config_of, rename
 
 if TYPE_CHECKING:
@@ -88,6 +91,11 @@ class HPSv3(ScorerBase):
         "Qwen/Qwen2-VL-7B-Instruct"
     )
     size = "8.3 B"
+    hub = (
+        HubFiles("MizzenAI/HPSv3", ("HPSv3.safetensors",)),
+        HubFiles("Qwen/Qwen2-VL-7B-Instruct", ("config.json", *QWEN_TOKENIZER)),
+    )
+    option_type: ClassVar[type[LoadOptions]] = PictureOptions
     preprocess: QwenPixels
 
     def __init__(
@@ -114,9 +122,7 @@ class HPSv3(ScorerBase):
             FileNotFoundError: no folder given or found, or a file is missing in it.
             ValueError: the weights do not fit the configuration key by key, or the tokenizer not the model.
         """
-        folder = need_weights(cls.name, weights, cls.weights)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"scorer {cls.name!r}: {folder} is no folder; it takes a {cls.weights}")
+        folder = need_folder(cls.name, weights, cls.weights)
         state = rename(read_state(folder))
         words = _words(state, folder)
         config = config_of(folder, words)

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from torch import Tensor
 from scorers import catalogue
 from scorers.base import ScorerBase, check_batch
 from scorers.blip import BlipRegressor, BlipSizes, load_blip, published
-from scorers.loading import need_weights
+from scorers.hub import HubFiles
+from scorers.load_options import LoadOptions, PictureOptions
+from scorers.loading import need_folder
 from scorers.preprocess import Preprocess
 from scorers.texts import refuse_special
 
@@ -49,6 +51,11 @@ class ImageReward(ScorerBase):
         "folder of ImageReward.pt, med_config.json (THUDM/ImageReward) and bert-base-uncased's vocab.txt"
     )
     size = "478 M"
+    hub: ClassVar[tuple[HubFiles, ...]] = (
+        HubFiles("THUDM/ImageReward", ("ImageReward.pt", "med_config.json")),
+        HubFiles("google-bert/bert-base-uncased", ("vocab.txt",)),
+    )
+    option_type: ClassVar[type[LoadOptions]] = PictureOptions
     default_sizes = PUBLISHED
     """What a folder's own files do not say."""
     preprocess: Preprocess
@@ -72,11 +79,7 @@ class ImageReward(ScorerBase):
             FileNotFoundError: no folder given or found, or a file is missing in it.
             ValueError: the weights do not fit the sizes key by key, or the tokenizer has too many tokens.
         """
-        folder = need_weights(cls.name, weights, cls.weights)
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"scorer {cls.name!r}: {folder} is no folder; it takes a {cls.weights}, which stay together"
-            )
+        folder = need_folder(cls.name, weights, cls.weights)
         sizes = BlipSizes.read(folder, cls.default_sizes)
         blip = load_blip(folder, sizes)
         for tower in (blip.vision, blip.text):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from PIL import Image
@@ -12,9 +14,18 @@ from torch import Tensor
 
 from scorers import catalogue
 from scorers.base import ScorerBase, check_batch
+from scorers.load_options import LoadOptions
 
 QUALITY = 95
 """JPEG quality of DDPO."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JpegOptions(LoadOptions):
+    """What may be chosen of the compressibility."""
+
+    quality: int = QUALITY
+    """JPEG quality, 1 to 95."""
 
 
 @catalogue.register("jpeg")
@@ -40,18 +51,28 @@ class Jpeg(ScorerBase):
     weights = ""
     size = ""
     sign = -1.0
+    option_type: ClassVar[type[LoadOptions]] = JpegOptions
 
     def __init__(self, quality: int = QUALITY) -> None:
         """See the class."""
         super().__init__()
-        if not 1 <= quality <= 95:
-            raise ValueError(f"JPEG quality is {quality}; it must be between 1 and 95")
-        self.quality = quality
+        self._choose(quality)
 
     @classmethod
     def load(cls, weights: Path | None, *, device: str | torch.device, dtype: torch.dtype) -> Jpeg:
         """Make the scorer; it has no weights, and always works on the CPU."""
         return cls()
+
+    def take_options(self, options: LoadOptions) -> None:
+        """See ScorerBase."""
+        super().take_options(options)
+        if isinstance(options, JpegOptions):
+            self._choose(options.quality)
+
+    def _choose(self, quality: int) -> None:
+        if not 1 <= quality <= 95:
+            raise ValueError(f"JPEG quality is {quality}; it must be between 1 and 95")
+        self.quality = quality
 
     def score_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
         """(B,) float32 kilobytes, with the sign, of (B, 3, H, W) pictures in [0, 1]; not differentiable."""

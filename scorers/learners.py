@@ -3,25 +3,54 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from scorers.base import ScorerBase
 from scorers.freezing import unlock
+from scorers.hpsv3 import HPSv3
 from scorers.images import ImageLike, to_tensors
-from scorers.losses import hinge_loss, listwise_loss, pair_cross_entropy, pickscore_loss
+from scorers.losses import (
+    choice_loss,
+    hinge_loss,
+    listwise_loss,
+    pair_cross_entropy,
+    pickscore_loss,
+    ranking_hinge,
+)
+from scorers.losses_reward import hpsv3_loss, margin_loss, regression_loss, soft_choice_loss, ties_loss
 from scorers.votes import Item, Ranking, Rating, Vote, as_ranking, as_votes
 
 if TYPE_CHECKING:
     from scorers.train_options import TrainOptions
 
-Loss = Literal["pickscore", "hpsv2", "bradley-terry", "hinge", "listwise", "emd"]
+Loss = Literal[
+    "pickscore", "hpsv2", "bradley-terry", "hinge", "margin", "ties", "soft-choice", "regression", "hpsv3",
+    "listwise", "choice", "ranking-hinge", "emd",
+]  # fmt: skip
+LOSSES: tuple[Loss, ...] = get_args(Loss)
+PAIR_LOSSES: Mapping[Loss, Callable[[Tensor, Tensor], Tensor]] = {
+    "pickscore": pair_cross_entropy,
+    "hpsv2": pair_cross_entropy,
+    "bradley-terry": pair_cross_entropy,
+    "hinge": hinge_loss,
+    "margin": margin_loss,
+    "ties": ties_loss,
+    "soft-choice": soft_choice_loss,
+    "regression": regression_loss,
+}
+"""Of (B,) log-odds and (B,) labels."""
+LIST_LOSSES: Mapping[Loss, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "listwise": listwise_loss,
+    "choice": choice_loss,
+    "ranking-hinge": ranking_hinge,
+}
+"""Of (B, K) log-worths, what people said, and where there is a picture."""
 MAX_LOGIT_SCALE = math.log(100)
-LOSSES: tuple[Loss, ...] = ("pickscore", "hpsv2", "bradley-terry", "hinge", "listwise", "emd")
 
 
 @runtime_checkable
@@ -71,7 +100,9 @@ class Learner(nn.Module):
     its own.
     """
 
-    losses: frozenset[str] = frozenset({"pickscore", "hpsv2", "bradley-terry", "listwise"})
+    losses: frozenset[str] = frozenset(
+        {"pickscore", "hpsv2", "bradley-terry", "margin", "ties", "soft-choice", *LIST_LOSSES}
+    )
     dropout = False
     """Whether the scorer trains in training mode (with dropout)."""
 
@@ -94,7 +125,7 @@ class Learner(nn.Module):
         """Loss of each item, weighed by 1 / counts, summed: a scalar.
 
         Args:
-            items: votes; rankings for ``listwise``; ratings for ``emd``.
+            items: votes; rankings for losses of lists; ratings for ``emd``.
             loss: one of ``losses``.
             counts: (B,) how many items of the data share the prompt.
         """
@@ -103,18 +134,16 @@ class Learner(nn.Module):
 
     def each(self, items: Sequence[Item], loss: Loss) -> Tensor:
         """(B,) loss of each item."""
-        if loss == "listwise":
-            return self.lists([i for i in items if isinstance(i, Ranking)])
+        if loss in LIST_LOSSES:
+            return self.lists([i for i in items if isinstance(i, Ranking)], loss)
         votes = [i for i in items if isinstance(i, Vote)]
         z = self.logit(votes)
         label = torch.tensor([v.label for v in votes], device=z.device)
-        if loss == "hinge":
-            return hinge_loss(z, label)
-        cost = pair_cross_entropy(z, label)
+        cost = PAIR_LOSSES[loss](z, label)
         return cost - (label == 0.5) * torch.log(torch.tensor(2.0)) if loss == "pickscore" else cost
 
-    def lists(self, rankings: Sequence[Ranking]) -> Tensor:
-        """(B,) listwise loss of lists of any lengths; all their pictures go through the scorer at once."""
+    def lists(self, rankings: Sequence[Ranking], loss: Loss) -> Tensor:
+        """(B,) loss of lists of any lengths; all their pictures go through the scorer at once."""
         flat = Asked(
             pictures=self.read([image for r in rankings for image in r.images]),
             prompts=[r.prompt for r in rankings for _ in r.images],
@@ -127,7 +156,8 @@ class Learner(nn.Module):
         mask = mask.to(found.device)
         scores = found.new_zeros(mask.shape).masked_scatter(mask, found)
         values = torch.tensor([v for r in rankings for v in r.values], device=found.device)
-        return listwise_loss(scores, values.new_zeros(mask.shape).masked_scatter(mask, values), mask)
+        said = values.new_zeros(mask.shape).masked_scatter(mask, values)
+        return LIST_LOSSES[loss](scores, said, mask)
 
     def asked(self, votes: Sequence[Vote]) -> Asked:
         """All first pictures, then all second ones."""
@@ -146,14 +176,14 @@ class Learner(nn.Module):
         return stack_images(self.scorer, images)
 
     def items(self, items: Sequence[Item], loss: Loss) -> list[Item]:
-        """What the loss is made of: lists for the listwise loss, pairs for the others.
+        """What the loss is made of: lists for losses of lists, pairs for the others.
 
         Raises:
             ValueError: ratings, which this scorer cannot learn from, or rankings that order nothing.
         """
         if any(isinstance(item, Rating) for item in items):
             raise ValueError(f"{type(self.scorer).__name__} learns from comparisons, not from ratings")
-        if loss == "listwise":
+        if loss in LIST_LOSSES:
             return [i if isinstance(i, Ranking) else as_ranking(Vote(*i)) for i in items]
         votes: list[Item] = [*as_votes(items)]
         if not votes:
@@ -229,6 +259,23 @@ class ConditionLearner(Learner):
         bound_scale(self.scorer)
 
 
+class UncertainLearner(Learner):
+    """HPSv3: the cross-entropy of scores that are drawn from each side's own mean and deviation."""
+
+    losses = Learner.losses | {"hpsv3"}
+    dropout = True  # the draws are random as dropout is, so that the step seeds them
+
+    def each(self, items: Sequence[Item], loss: Loss) -> Tensor:
+        """See Learner."""
+        if loss != "hpsv3":
+            return super().each(items, loss)
+        scorer, asked = self.scorer, self.asked([i for i in items if isinstance(i, Vote)])
+        assert isinstance(scorer, HPSv3)
+        first, second = scorer.mu_log_sigma(asked.pictures, asked.prompts).chunk(2)
+        label = torch.tensor([i.label for i in items if isinstance(i, Vote)], device=first.device)
+        return hpsv3_loss(first, second, label)
+
+
 def bound_scale(scorer: nn.Module) -> None:
     """Keep exp(logit_scale) at 100 or below, as CLIP is trained."""
     for name, parameter in scorer.named_parameters():
@@ -278,6 +325,8 @@ def learner_for(scorer: nn.Module) -> Learner:
     head = head_learner(scorer)
     if head is not None:
         return head
+    if isinstance(scorer, HPSv3):
+        return UncertainLearner(scorer)
     if isinstance(scorer, TwoTower):
         return TowerLearner(scorer)
     return ConditionLearner(scorer) if isinstance(scorer, Conditioned) else Learner(scorer)

@@ -25,7 +25,7 @@ class Listed:
     present: bool = False
     """Whether it can be loaded as it is: it needs no weights, or they lie in the folder of weights."""
     problem: str = ""
-    """Why it cannot be loaded on this machine, where a package of it is missing."""
+    """Why it cannot be loaded on this machine: its module is broken, or a package of it is missing."""
 
 
 def list_scorers(pattern: str = "*", *, differentiable: bool | None = None) -> list[Listed]:
@@ -41,20 +41,24 @@ def list_scorers(pattern: str = "*", *, differentiable: bool | None = None) -> l
 
 def _listed(name: str) -> Listed:
     try:
-        entry = catalogue.get(name)
-    except ImportError as error:  # an announced package that is not here must not hide the others
-        return Listed(name=name, problem=str(error))
+        return _described(name, catalogue.get(name))
+    except Exception as error:  # others' code may raise anything, which must not hide the other scorers
+        return Listed(name=name, problem=f"broken: {type(error).__name__}: {error}")
+
+
+def _described(name: str, entry: Any) -> Listed:
     about: Any = getattr(entry, "about", entry)  # a loader names the class of what it loads
     weights = str(getattr(entry, "weights", getattr(about, "weights", "")))
+    low, high = getattr(about, "range", Listed.range)
     return Listed(
         name=name,
-        kind=getattr(about, "kind", ""),  # others' loaders need not say what they load
+        kind=str(getattr(about, "kind", "")),  # others' loaders need not say what they load
         dims=tuple(getattr(about, "dims", ())),
-        range=tuple(getattr(about, "range", Listed.range)),
-        licence=getattr(about, "licence", ""),
+        range=(float(low), float(high)),
+        licence=str(getattr(about, "licence", "")),
         weights=weights,
-        size=getattr(about, "size", ""),
-        differentiable=getattr(about, "differentiable", False),
+        size=str(getattr(about, "size", "")),
+        differentiable=bool(getattr(about, "differentiable", False)),
         present=not weights or find_weights(name) is not None,
     )
 

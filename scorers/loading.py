@@ -1,4 +1,4 @@
-"""Weights from local files into models: tensors only, every key accounted for, nothing downloaded."""
+"""Weights from local files into models: tensors only, every key accounted for."""
 
 from __future__ import annotations
 
@@ -33,16 +33,32 @@ def need_weights(name: str, weights: Path | None, what: str) -> Path:
 
     Raises:
         FileNotFoundError: ``weights`` is None; the message names the environment variable and the folder in
-            it that was looked for.
+            it that was looked for, and the repository of the hub that has them.
     """
     if weights is not None:
         return weights
+    from scorers.hub import sources
+
+    files = " and ".join(map(str, sources(name)))
+    allowed = f" unless you allow it: {files} (allow_hub=True, --allow-hub)" if files else ""
     home = os.environ.get(WEIGHTS_VARIABLE)
     looked = f"there is no {Path(home) / name}" if home else f"{WEIGHTS_VARIABLE} is not set"
     raise FileNotFoundError(
         f"scorer {name!r} needs weights: pass weights=PATH ({what}), or put them into "
-        f"${WEIGHTS_VARIABLE}/{name} ({looked}); nothing is downloaded"
+        f"${WEIGHTS_VARIABLE}/{name} ({looked}); nothing is downloaded{allowed}"
     )
+
+
+def need_folder(name: str, weights: Path | None, what: str) -> Path:
+    """The same where several files stay together.
+
+    Raises:
+        FileNotFoundError: nothing given or found, or a single file.
+    """
+    folder = need_weights(name, weights, what)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"scorer {name!r}: {folder} is no folder; it takes a {what}")
+    return folder
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

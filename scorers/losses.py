@@ -81,54 +81,45 @@ def pair_cross_entropy(logit: Tensor, label_0: Tensor) -> Tensor:
     return functional.softplus(logit) - label_0.to(logit.dtype) * logit
 
 
-def hpsv2_loss(
-    text: Tensor, image_0: Tensor, image_1: Tensor, *, scale: Tensor | float, label_0: Tensor
-) -> Tensor:
-    """HPSv2's cross-entropy between two pictures of a prompt, summed over the batch (arXiv:2306.09341).
+def choice_loss(scores: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """HPS v1's cross-entropy of the one picture that was chosen among up to K (arXiv:2303.14420), (B,).
 
     Args:
-        text: (B, D) unit features of the prompts.
-        image_0: (B, D) unit features of the first pictures.
-        image_1: (B, D) unit features of the second pictures.
-        scale: exp(logit_scale).
-        label_0: (B,) weight in [0, 1] of the first picture; the second has the rest.
-    """
-    return pair_cross_entropy(scale * (text * (image_0 - image_1)).sum(1), label_0).sum()
-
-
-def choice_loss(logits: Tensor, chosen: Tensor, mask: Tensor | None = None) -> Tensor:
-    """HPS v1's cross-entropy of the one picture that was chosen among up to K (arXiv:2303.14420), mean.
-
-    Args:
-        logits: (B, K) scores of the pictures of B prompts.
-        chosen: (B,) position of the choice.
+        scores: (B, K) log-worths of the pictures of B prompts.
+        values: (B, K) what people said; the highest is the choice, the first of equals.
         mask: (B, K) True where there is a picture; None is everywhere.
     """
     if mask is not None:
-        logits = logits.masked_fill(~mask, -torch.inf)
-    return functional.cross_entropy(logits, chosen)
+        scores, values = (x.masked_fill(~mask, -torch.inf) for x in (scores, values))
+    return functional.cross_entropy(scores, values.argmax(1), reduction="none")
 
 
-def ranking_hinge(logits: Tensor, rank: Tensor, margin: float = 1.0, mask: Tensor | None = None) -> Tensor:
-    r"""Hinge over all ordered pairs of a list that HPSv2's code offers: mean of :math:`(m - d_s d_r)_+`.
+def ranking_hinge(scores: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """``rank_hinge`` of what people said: the best has rank 0, and equals share the better rank."""
+    there = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
+    better = (values[:, None, :] > values[:, :, None]) & there[:, None, :]  # (B, K, K): j before i
+    return rank_hinge(scores, better.sum(2), mask)
+
+
+def rank_hinge(scores: Tensor, rank: Tensor, mask: Tensor | None = None, margin: float = 1.0) -> Tensor:
+    r"""(B,) hinge over all ordered pairs of a list that HPSv2's code offers: mean of :math:`(m - d_s d_r)_+`.
 
     d_s is the difference of two scores and d_r that of their ranks, so a pair far apart in rank is asked for
     less. The published code lets the padding of short lists take part, with score -1 and rank 10; give a mask
     to leave it out.
 
     Args:
-        logits: (B, K) scores.
+        scores: (B, K) log-worths.
         rank: (B, K) ranks, 0 is best.
-        margin: the m above.
         mask: (B, K) True where there is a picture.
+        margin: the m above.
     """
-    lower = torch.ones(logits.shape[1], logits.shape[1], dtype=torch.bool, device=logits.device).tril()
-    by_score = logits[:, :, None] - logits[:, None, :]  # (B, K, K)
-    by_rank = (rank[:, None, :] - rank[:, :, None]).to(logits.dtype)
-    hinge = (margin - by_score * by_rank).clamp_min(0)
-    if mask is None:
-        return hinge[:, lower].mean()
-    return hinge[lower & mask[:, :, None] & mask[:, None, :]].mean()
+    there = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
+    used = (there[:, :, None] & there[:, None, :]).tril()  # with the diagonal, as published
+    by_score = scores[:, :, None] - scores[:, None, :]  # (B, K, K)
+    by_rank = (rank[:, None, :] - rank[:, :, None]).to(scores.dtype)
+    hinge = (margin - by_score * by_rank).clamp_min(0) * used
+    return hinge.sum((1, 2)) / used.sum((1, 2))
 
 
 def listwise_loss(scores: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -168,9 +159,3 @@ def hinge_loss(logit: Tensor, label_0: Tensor, *, margin: float = 1.0, smooth: f
     if smooth is None:
         return hinge
     return torch.where(hinge <= smooth, hinge.square() / (2 * smooth), hinge - smooth / 2)
-
-
-def bound_loss(prototypes: Tensor, bound: float) -> Tensor:
-    """How far prototypes (K, D) lie outside a ball of radius ``bound``, summed (PAL's code; unused in it)."""
-    beyond = functional.relu(prototypes.norm(dim=1) - bound)
-    return beyond.sum()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scorers.losses import pair_cross_entropy, pickscore_loss
+from scorers.losses import pickscore_loss
 
 
 def gpm_score(a: Tensor, b: Tensor, gate: Tensor | None = None) -> Tensor:
@@ -22,53 +22,16 @@ def gpm_score(a: Tensor, b: Tensor, gate: Tensor | None = None) -> Tensor:
     return (planes if gate is None else gate * planes).sum(-1)
 
 
-def gpm_loss(
-    emb_0: Tensor, emb_1: Tensor, label_0: Tensor, *, gate: Tensor | None = None, tau: float | Tensor = 0.1
-) -> Tensor:
-    """Cross-entropy of the general preference model, mean over pairs (arXiv:2410.02197, eq. 8).
+def emd(dist: Tensor, target: Tensor, *, r: float = 2.0) -> Tensor:
+    r"""(B,) earth mover's distance of NIMA's score distributions (arXiv:1709.05424, eq. 1).
 
-    Args:
-        emb_0: (B, 2k) embeddings of the first pictures.
-        emb_1: (B, 2k) embeddings of the second pictures.
-        label_0: (B,) probability in [0, 1] that the first is preferred; 0.5 is a tie.
-        gate: (B, k) weights of the planes, or None.
-        tau: temperature; P(first) = sigmoid(score / tau).
-    """
-    return pair_cross_entropy(gpm_score(emb_0, emb_1, gate) / tau, label_0).mean()
-
-
-def gpm_regression_loss(
-    emb_0: Tensor,
-    emb_1: Tensor,
-    label_0: Tensor,
-    *,
-    gate: Tensor | None = None,
-    tau: float = 0.1,
-    target: float = 10.0,
-) -> Tensor:
-    """Half the squared distance of score / tau to a target: ``target`` for the winner, 0 for a tie. Mean.
-
-    Arguments as for ``gpm_loss``; ``target`` is the logit of a certain vote.
-    """
-    wanted = target * (2 * label_0 - 1)
-    return 0.5 * (gpm_score(emb_0, emb_1, gate) / tau - wanted).square().mean()
-
-
-def emd_loss(dist: Tensor, target: Tensor, *, r: float = 2.0) -> Tensor:
-    r"""NIMA's earth mover's distance of score distributions, mean over pictures (arXiv:1709.05424, eq. 1).
-
-    :math:`(\frac1N \sum_k |\mathrm{CDF}_p(k) - \mathrm{CDF}_q(k)|^r)^{1/r}`.
+    :math:`(\frac1N \sum_k |\mathrm{CDF}_p(k) - \mathrm{CDF}_q(k)|^r)^{1/r}`. Zero has a zero gradient.
 
     Args:
         dist: (B, N) predicted probabilities of the N scores.
         target: (B, N) observed probabilities.
         r: 2 for training, 1 for the distance itself.
     """
-    return emd(dist, target, r=r).mean()
-
-
-def emd(dist: Tensor, target: Tensor, *, r: float = 2.0) -> Tensor:
-    """(B,) earth mover's distance per picture; see ``emd_loss``. Zero has a zero gradient."""
     gap = (dist.cumsum(-1) - target.cumsum(-1)).abs()  # (B, N)
     mean = gap.pow(r).mean(-1)
     zero = mean == 0  # the root's slope is infinite there

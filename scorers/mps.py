@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from scorers.clip_hf import (
     restore_positions,
     tokenize,
 )
+from scorers.load_options import LoadOptions, PictureOptions
 from scorers.loading import build, read_state
 from scorers.mps_cross import CrossModel
 from scorers.preprocess import Preprocess
@@ -109,6 +110,7 @@ class Mps(ScorerBase):
     citation = "Zhang et al., Learning Multi-dimensional Human Preference, CVPR 2024, arXiv:2405.14705"
     weights = "MPS_overall_checkpoint.pth as safetensors (Kwai-Kolors/MPS; scorers.pickled converts it)"
     size = "1.1 B"
+    option_type: ClassVar[type[LoadOptions]] = PictureOptions
     preprocess: Preprocess
 
     def __init__(

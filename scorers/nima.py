@@ -29,7 +29,7 @@ class NIMAOptions:
 
 
 class DistributionHead(nn.Module):
-    """Probabilities (B, bins) of marks from features (B, width); train it with ``emd_loss``."""
+    """Probabilities (B, bins) of marks from features (B, width); train it with ``emd``."""
 
     def __init__(self, width: int, options: NIMAOptions) -> None:
         """Start with random weights."""
@@ -83,7 +83,7 @@ class NIMA(ScorerBase):
 
     @classmethod
     def create(cls, encoder: PickScore, options: NIMAOptions | None = None) -> Self:
-        """A new head with random weights on an encoder, to be trained with ``emd_loss``."""
+        """A new head with random weights on an encoder, to be trained with ``emd``."""
         width = encoder.clip.config.projection_dim
         return cls(encoder, DistributionHead(width, options or NIMAOptions()).to(encoder.device))
 

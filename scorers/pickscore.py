@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-import torch
 from torch import Tensor
 
 from scorers import catalogue
-from scorers.clip_hf import ClipHfScorer, cast_towers, find_clip, limits, load_clip, load_tokenizer
+from scorers.clip_hf import ClipHfScorer
+from scorers.hub import HubFiles
+from scorers.load_options import LoadOptions, PictureOptions
 from scorers.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedTokenizerBase
 
 Normalise = Literal["none", "cos", "div26"]
+CLIP_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PickScoreOptions(PictureOptions):
+    """What may be chosen of a PickScore."""
+
+    normalise: Normalise = "none"
+    """Unit of the score: as published, the bare cosine, or the published score over 26."""
 
 
 @catalogue.register("pickscore")
@@ -39,6 +49,13 @@ class PickScore(ClipHfScorer):
     licence = "code MIT; no licence is stated for the published weights"
     citation = "Kirstain et al., Pick-a-Pic: An Open Dataset of User Preferences, 2023, arXiv:2305.01569"
     weights = "folder of a CLIPModel with its tokenizer, e.g. yuvalkirstain/PickScore_v1"
+    hub = (
+        HubFiles("yuvalkirstain/PickScore_v1", ("config.json", "model.safetensors")),
+        HubFiles(
+            "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", (*CLIP_TOKENIZER, "preprocessor_config.json")
+        ),  # PickScore has no tokenizer of its own
+    )
+    option_type: ClassVar[type[LoadOptions]] = PickScoreOptions
 
     def __init__(
         self,
@@ -53,33 +70,27 @@ class PickScore(ClipHfScorer):
             ValueError: unknown ``normalise``.
         """
         super().__init__(clip, tokenizer, preprocess)
+        self.with_unit(normalise)
+
+    def take_options(self, options: LoadOptions) -> None:
+        """See ScorerBase."""
+        super().take_options(options)
+        if isinstance(options, PickScoreOptions):
+            self.with_unit(options.normalise)
+
+    def with_unit(self, normalise: Normalise) -> Self:
+        """Choose the unit of the score; returns the scorer.
+
+        Raises:
+            ValueError: unknown unit.
+        """
         if normalise not in ("none", "cos", "div26"):
             raise ValueError(f"normalise must be 'none', 'cos' or 'div26', not {normalise!r}")
         self.normalise = normalise
         units = {"none": 1.0, "div26": 26.0, "cos": float(self.scale().detach())}[normalise]  # of the score
         self.temperature = 1 / units
         self.range = (-1.0, 1.0) if normalise == "cos" else (-100 / units, 100 / units)
-
-    @classmethod
-    def load(
-        cls,
-        weights: Path | None,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-        normalise: Normalise = "none",
-    ) -> PickScore:
-        """Load a folder that holds a saved CLIPModel and its tokenizer, or a file of the published sizes.
-
-        Raises:
-            FileNotFoundError: nothing given or found, or a file is missing in the folder.
-            ValueError: the weights do not fit the configuration key by key.
-        """
-        path = find_clip(cls.name, weights, cls.weights)
-        clip = load_clip(path)
-        cast_towers(clip, dtype)
-        preprocess = Preprocess.load(path, limits(clip).side)
-        return cls(clip, load_tokenizer(path, clip), preprocess, normalise).to(device)
+        return self
 
     def scaled(self, cosines: Tensor) -> Tensor:
         """See TwoTower."""

@@ -17,7 +17,12 @@ from torch import Tensor
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+LONGEST = 16
+"""How many times longer than the other a side may be where the short one is enlarged or reduced to a fixed
+size: at 224 pixels that is 10 MB a picture, and only its middle would be looked at."""
+
 Mode = Literal["tensor", "exact"]
+Antialias = Literal["modern", "reference-2023"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +108,7 @@ class Preprocess(Transform):
     def _sides(self, x01: Tensor) -> tuple[int, int]:
         height, width = x01.shape[-2:]
         short = min(height, width)
+        check_shape(height, width)
         return int(self.size * height / short), int(self.size * width / short)
 
     def _crop(self, x: Tensor) -> Tensor:
@@ -135,7 +141,7 @@ class PadPreprocess(Transform):
     The published transform works on float tensors without cutting to [0, 1], so both modes are the same.
     """
 
-    antialias: Literal["modern", "reference-2023"] = "modern"
+    antialias: Antialias = "modern"
     """torchvision smooths before it makes tensors smaller since 0.17; ``"reference-2023"`` gives the numbers
     of earlier versions."""
 
@@ -172,6 +178,19 @@ class SquashPreprocess(Transform):
 
     def _published(self, x01: Tensor) -> Tensor:
         return pil_resize(x01, self.size, self.size)
+
+
+def check_shape(height: int, width: int) -> None:
+    """See that a picture may be resized by its short side.
+
+    Raises:
+        ValueError: it is a strip, of which the long side would become huge.
+    """
+    if max(height, width) > LONGEST * min(height, width):
+        raise ValueError(
+            f"a picture of {height} x {width} pixels is a strip; one side may be at most {LONGEST} times the "
+            "other where the middle is cut out: crop it"
+        )
 
 
 def resize(x01: Tensor, height: int, width: int, *, antialias: bool = True) -> Tensor:

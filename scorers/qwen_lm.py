@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
-from scorers.loading import need_weights, read_state
+from scorers.base import ScorerBase
+from scorers.loading import need_folder, read_state
 from scorers.qwen import QwenPixels
 from scorers.qwen_chat import END, IMAGE, Tokens, check_prompts, conversation, load_tokenizer, tokenize
 from scorers.qwen_model import build_qwen, config_of, rename
@@ -18,6 +19,9 @@ from scorers.qwen_model import build_qwen, config_of, rename
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+QWEN_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+QWEN_FILES = ("config.json", "preprocessor_config.json", *QWEN_TOKENIZER, "*.safetensors*")
+"""What of a repository of the hub is needed: the shards, and the index of them."""
 MIN_PIXELS, MAX_PIXELS = 4 * 28 * 28, 16384 * 28 * 28
 """What Qwen2-VL's own processor uses where a folder has no preprocessor_config.json."""
 
@@ -76,9 +80,7 @@ class QwenChat(nn.Module):
             FileNotFoundError: no folder given or found, or a file is missing in it.
             ValueError: the weights do not fit the configuration key by key, or the tokenizer not the model.
         """
-        folder = need_weights(name, weights, what)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"scorer {name!r}: {folder} is no folder; it takes a {what}")
+        folder = need_folder(name, weights, what)
         state = rename(read_state(folder))
         words = state.get("model.language_model.embed_tokens.weight")
         if words is None:
@@ -176,6 +178,22 @@ class QwenChat(nn.Module):
             "image_grid_thw": torch.stack([grid for _, grid in shown], 1).flatten(0, 1),  # (B * K, 3)
             "mm_token_type_ids": (tokens.ids == self.model.config.image_token_id).int(),
         }
+
+
+class ChatScorer(ScorerBase):
+    """A scorer that asks a local model: made of one, whatever else it can be told."""
+
+    def __init__(self, chat: Chat) -> None:
+        """``chat`` is the model."""
+        super().__init__()
+        self.chat = chat
+
+    @classmethod
+    def load(
+        cls, weights: Path | None, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Self:
+        """Load a model folder; see ``QwenChat.load`` for what it holds and what is raised."""
+        return cls(QwenChat.load(cls.name, weights, cls.weights, device=device, dtype=dtype))
 
 
 def _network(config: Any) -> nn.Module:

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from scorers.accuracy import Accuracy, measure
+from scorers.digests import items_digest, weights_digest
 from scorers.learners import MAX_LOGIT_SCALE, Learner, TowerLearner, learner_for, stack_images
 from scorers.train_options import PRESETS, TrainOptions, preset, rate_at
-from scorers.train_state import TrainState, forget_state, load_state, save_state
+from scorers.train_state import NAME, REPORT, TrainState, check_output, forget_state, load_state, save_state
 from scorers.votes import (
     Item,
     Ranking,
@@ -79,7 +80,8 @@ def train_scorer(
         accelerator: of accelerate, for several processes or mixed precision; each process gets all votes and
             takes its share of every batch. None trains in this process, where the scorer is.
         resume: folder of the resume state, written at every evaluation; a run that finds one of the same
-            votes and options goes on there, with the same results as one that never stopped.
+            votes, pictures, options and starting weights goes on there, with the same results as one that
+            never stopped. To know them, every picture is read once beforehand.
 
     Raises:
         ValueError: no votes, a label outside [0, 1], or a bad picture (the message says which vote); a loss
@@ -118,14 +120,18 @@ def fit(
     Args:
         scorer: trained in place and saved into ``out``, where ``scorers.load(name, weights=out)`` reads it.
         votes: at least one for each split.
-        out: folder, made if need be; gets ``accuracy.json`` beside the weights. A run that was stopped goes
-            on from its last evaluation when it is started again.
+        out: new folder; gets ``accuracy.json`` beside the weights. A run that was stopped goes on from its
+            last evaluation when it is started again.
         options: see TrainOptions.
         accelerator: see ``train_scorer``.
 
     Returns:
         The content of ``accuracy.json``.
+
+    Raises:
+        FileExistsError: the folder holds a trained scorer, or files of something else.
     """
+    check_output(Path(out))
     parts = split_by_prompt(votes, (0.8, 0.1, 0.1))
     check_votes(parts[2], "held-out votes")
     before = evaluate(scorer, parts[2], threshold=0.0)
@@ -150,9 +156,9 @@ def save_with_report(
     report = {**more, **asdict(run)}
     # Heads on frozen towers are saved as they are, and their ``save`` takes no precision.
     scorer.save(out) if dtype == torch.float32 else scorer.save(out, dtype)
-    temporary = Path(out) / "accuracy.json.tmp"
+    temporary = Path(out) / f"{REPORT}.tmp"
     temporary.write_text(json.dumps(report, indent=2) + "\n")
-    os.replace(temporary, Path(out) / "accuracy.json")
+    os.replace(temporary, Path(out) / REPORT)
     return report
 
 
@@ -188,6 +194,7 @@ class _Run:
         resume: Path | None,
     ) -> None:
         self.learner, self.options, self.accelerator, self.resume = learner, options, accelerator, resume
+        self.key = "" if resume is None else _key(learner, votes, validation, options)
         self.votes = learner.prepare(learner.items(votes, options.loss))
         self.validation = learner.prepare(as_votes(validation))
         self.counts = Counter(prompt_of(vote) for vote in self.votes)
@@ -273,10 +280,10 @@ class _Run:
         saved = None if self.resume is None else load_state(self.resume)
         if saved is None:
             return TrainResult(best_step=0, validation=self._evaluate(), steps=0), _copy(self.learner)
-        if saved.report["key"] != self._key():
+        if saved.report["key"] != self.key:
             raise ValueError(
-                f"the resume state in {self.resume} is of other votes or options; name another folder, or "
-                "delete resume.safetensors there to start again"
+                f"the resume state in {self.resume} is of other votes, pictures, options or starting "
+                f"weights; name another folder, or delete {NAME} there to start again"
             )
         self.learner.load_state_dict(saved.weights)
         self.optimizer.load_state_dict(saved.optimizer)
@@ -292,14 +299,15 @@ class _Run:
             weights=_copy(self.learner),
             best=self.state,
             optimizer=self.optimizer.state_dict(),
-            report={"key": self._key(), "found": asdict(self.best)},
+            report={"key": self.key, "found": asdict(self.best)},
         )
         save_state(self.resume, state)
 
-    def _key(self) -> str:
-        """Digest of options, prompts and labels: a state of another run must not be gone on with."""
-        rows = [(prompt_of(v), list(v[2:4]) if not isinstance(v, Vote) else v.label) for v in self.votes]
-        return hashlib.sha256(json.dumps([asdict(self.options), rows]).encode()).hexdigest()
+
+def _key(learner: Learner, votes: Sequence[Item], validation: Sequence[Item], options: TrainOptions) -> str:
+    """Digest of all that a run hangs on: a state of another run must not be gone on with."""
+    parts = [asdict(options), items_digest(votes), items_digest(validation), weights_digest(learner)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _better(found: Accuracy, best: Accuracy, options: TrainOptions) -> bool:

@@ -15,8 +15,9 @@ class TrainOptions:
     """How to train; the defaults are those of the published PickScore (ViT-H, 4000 steps of 128 pairs)."""
 
     loss: Loss = "pickscore"
-    """pickscore (ties and soft labels), hpsv2 (summed), bradley-terry (ImageReward, GPM), hinge (PAL),
-    listwise (Plackett-Luce on whole rankings), emd (NIMA's marks)."""
+    """Of pairs: pickscore (ties and soft labels), hpsv2 (summed), bradley-terry (ImageReward, GPM), hinge
+    (PAL), regression (GPM), hpsv3 (uncertain scores), and of HPSv3's code margin, ties and soft-choice. Of
+    whole rankings: listwise (Plackett-Luce), choice (HPS v1), ranking-hinge (HPSv2). Of NIMA's marks: emd."""
     steps: int = 4000
     epochs: float | None = None
     """Passes over the data, in place of ``steps``."""
@@ -107,6 +108,10 @@ PRESETS: Mapping[str, TrainOptions] = {
         loss="bradley-terry", learning_rate=2e-6, epochs=2, warmup=0, schedule="cosine", weight_decay=0.0,
         balance_prompts=False,
     ),
+    "hpsv3": TrainOptions(
+        loss="hpsv3", learning_rate=2e-6, batch=8, epochs=10, warmup=0, schedule="constant", weight_decay=0.0,
+        balance_prompts=False, keep="loss",
+    ),
     "nima": TrainOptions(
         loss="emd", learning_rate=1e-3, epochs=10, warmup=0, schedule="constant", weight_decay=0.0,
         balance_prompts=False, keep="loss",
@@ -115,7 +120,8 @@ PRESETS: Mapping[str, TrainOptions] = {
 """Published defaults by the name of the scorer.
 
 HPSv2 publishes 20 unlocked groups of the picture tower, which are 19 blocks and the projection; ImageReward
-freezes 70 % of both towers, of a large BLIP 16 of 24 blocks and 8 of 12."""
+freezes 70 % of both towers, of a large BLIP 16 of 24 blocks and 8 of 12. HPSv3 warms up for 5 % of the steps,
+which is left out here."""
 
 
 def preset(name: str) -> TrainOptions:

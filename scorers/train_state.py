@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 NAME = "resume.safetensors"
+REPORT = "accuracy.json"
+"""What a finished run has beside its weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,25 @@ def load_state(folder: Path) -> TrainState | None:
         step=meta["step"], weights=parts["weights"], best=parts["best"], optimizer=optimizer,
         report=meta["report"],
     )  # fmt: skip
+
+
+def check_output(folder: Path) -> None:
+    """See that a run may write into a folder: a new or empty one, or that of the same run, stopped.
+
+    Raises:
+        FileExistsError: it holds a finished scorer, or files of something else.
+    """
+    there = sorted(f.name for f in folder.iterdir()) if folder.is_dir() else []
+    if REPORT in there:
+        raise FileExistsError(
+            f"{folder} holds a trained scorer ({REPORT}), which is not overwritten: name another folder "
+            "(--out), or move this one away"
+        )
+    others = [name for name in there if not name.startswith((NAME, "."))]
+    if others and NAME not in there:
+        raise FileExistsError(
+            f"{folder} holds {', '.join(others[:3])}, which is not overwritten: name a new folder (--out)"
+        )
 
 
 def forget_state(folder: Path) -> None:

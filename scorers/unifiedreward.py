@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal, Self
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from scorers import catalogue
-from scorers.base import ScorerBase, broadcast, check_batch
-from scorers.images import ImageLike, to_tensors
+from scorers.base import check_batch
+from scorers.hub import HubFiles
+from scorers.images import ImageLike
+from scorers.load_options import LoadOptions
 from scorers.protocol import Details, PairOutput
 from scorers.qwen_chat import template
-from scorers.qwen_lm import Chat, QwenChat
+from scorers.qwen_lm import QWEN_FILES, Chat, ChatScorer, QwenChat
 from scorers.unifiedreward_parse import (
     AXES,
     Parsed,
@@ -29,8 +31,18 @@ Questions = Literal["overall", "axes"]
 MARKS = ("1", "2", "3", "4", "5")
 
 
+@dataclass(frozen=True, kw_only=True)
+class UnifiedRewardOptions(LoadOptions):
+    """What may be chosen of a UnifiedReward."""
+
+    questions: Questions = "overall"
+    """Version 1's one mark, or version 2.0's three."""
+    soft: bool = False
+    """Take the model's chances instead of its words (``"overall"`` only)."""
+
+
 @catalogue.register("unifiedreward")
-class UnifiedReward(ScorerBase):
+class UnifiedReward(ChatScorer):
     """Marks of 1 to 5 that a model writes, and comparisons in both orders; no gradient.
 
     A reply without a readable mark scores NaN and says so in ``status``; it never counts as 0. ``compare``
@@ -55,6 +67,8 @@ class UnifiedReward(ScorerBase):
     )
     weights = "folder of CodeGoat24/UnifiedReward-qwen-7b (or 2.0-qwen-7b) with its tokenizer"
     size = "8.3 B"
+    hub = (HubFiles("CodeGoat24/UnifiedReward-qwen-7b", QWEN_FILES),)
+    option_type: ClassVar[type[LoadOptions]] = UnifiedRewardOptions
 
     def __init__(
         self, chat: Chat, questions: Questions = "overall", *, soft: bool = False, max_new_tokens: int = 512
@@ -64,32 +78,26 @@ class UnifiedReward(ScorerBase):
         Raises:
             ValueError: unknown questions, or ``soft`` with ``"axes"``.
         """
-        super().__init__()
+        super().__init__(chat)
+        self._choose(questions, soft)
+        self.max_new_tokens = max_new_tokens
+        if isinstance(chat, nn.Module):
+            self.eval().requires_grad_(False)
+
+    def take_options(self, options: LoadOptions) -> None:
+        """See ScorerBase."""
+        super().take_options(options)
+        if isinstance(options, UnifiedRewardOptions):
+            self._choose(options.questions, options.soft)
+
+    def _choose(self, questions: Questions, soft: bool) -> None:
+        """Choose what is asked and how the answer is read."""
         if questions not in ("overall", "axes"):
             raise ValueError(f"questions must be 'overall' or 'axes', not {questions!r}")
         if soft and questions == "axes":
             raise ValueError("soft needs questions='overall': the axes' numbers are written digit by digit")
-        self.chat = chat
-        self.questions = questions
-        self.soft = soft
-        self.max_new_tokens = max_new_tokens
+        self.questions, self.soft = questions, soft
         self.dims = ("overall",) if questions == "overall" else ("overall", *AXES)
-        if isinstance(chat, nn.Module):
-            self.eval().requires_grad_(False)
-
-    @classmethod
-    def load(
-        cls,
-        weights: Path | None,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-        questions: Questions = "overall",
-        soft: bool = False,
-    ) -> Self:
-        """Load a model folder; see ``QwenChat.load`` for what it holds and what is raised."""
-        chat = QwenChat.load(cls.name, weights, cls.weights, device=device, dtype=dtype)
-        return cls(chat, questions, soft=soft)
 
     def score_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
         """Score pictures (B, 3, H, W) in [0, 1] for B prompts: (B,) float32, NaN where no mark can be read.
@@ -135,10 +143,7 @@ class UnifiedReward(ScorerBase):
         Raises:
             ValueError: not as many pictures on both sides, or see ``__call__``.
         """
-        first, second = to_tensors(a, value_range), to_tensors(b, value_range)
-        if len(first) != len(second):
-            raise ValueError(f"{len(first)} pictures cannot be compared with {len(second)}; give pairs")
-        texts = broadcast(prompts, len(first))
+        first, second, texts = self.paired(a, b, prompts, value_range)
         answers, status = torch.empty(2, len(first)), ["ok"] * len(first)
         with torch.no_grad():
             for rows in _stacks(first, second, chunk):

@@ -10,6 +10,7 @@ from torch import Tensor
 from scorers import catalogue
 from scorers.diversity import mean_cosine_distance, vendi
 from scorers.embed import Embedder
+from scorers.hub import HubFiles
 from scorers.loading import need_weights
 from scorers.sets import SetScorer
 
@@ -25,6 +26,9 @@ class EmbeddedSet(SetScorer):
 
     licence = "Apache-2.0 (own code); the image tower has its own"
     weights = WEIGHTS
+    hub = (
+        HubFiles("facebook/dinov2-base", ("config.json", "model.safetensors", "preprocessor_config.json")),
+    )
     size = "86M (DINOv2 base)"
 
     def __init__(self, embedder: Embedder) -> None:

@@ -11,10 +11,10 @@ from scorers.imagereward import ImageReward
 class VPScore(ImageReward):
     """A recipe, not a checkpoint: no weights were published, so it loads what was trained here.
 
-    The published recipe: ImageReward's network and pair loss (``imagereward_loss``), started from BLIP-large,
-    on 1.2 million pairs of pictures to 179 thousand prompts, whose order comes from marks of 1 to 5 that
-    GPT-4V gave for following the prompt, beauty, fidelity and harmlessness. Rewards are not standardised
-    unless the folder's sizes.json says so.
+    The published recipe: ImageReward's network and pair loss, started from BLIP-large, on 1.2 million pairs
+    of pictures to 179 thousand prompts, whose order comes from marks of 1 to 5 that GPT-4V gave for following
+    the prompt, beauty, fidelity and harmlessness. Rewards are not standardised unless the folder's sizes.json
+    says so.
     """
 
     name = "vp-score"
@@ -23,4 +23,5 @@ class VPScore(ImageReward):
         "Generation, 2024, arXiv:2404.15100"
     )
     weights = "folder of your own training, in ImageReward's layout; none are published"
+    hub = ()
     default_sizes = BlipSizes()

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal, Self
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from scorers import catalogue
-from scorers.base import ScorerBase, check_batch
+from scorers.base import check_batch
+from scorers.hub import HubFiles
+from scorers.load_options import LoadOptions, PictureOptions
 from scorers.protocol import Details
 from scorers.qwen import QwenPixels
 from scorers.qwen_chat import END
-from scorers.qwen_lm import QwenChat
+from scorers.qwen_lm import QWEN_FILES, ChatScorer, QwenChat
 
 Form = Literal["yes-no", "likelihood"]
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
@@ -23,8 +25,16 @@ YES = ("Yes", "yes", "YES", " Yes", " yes")
 NO = ("No", "no", "NO", " No", " no")
 
 
+@dataclass(frozen=True, kw_only=True)
+class VQAScoreOptions(PictureOptions):
+    """What may be chosen of a VQAScore."""
+
+    form: Form = "yes-no"
+    """The chance of yes against no, or the published likelihood of the answer."""
+
+
 @catalogue.register("vqascore")
-class VQAScore(ScorerBase):
+class VQAScore(ChatScorer):
     """Chance in (0, 1) that the model answers yes, from one look, without writing an answer.
 
     ``form="yes-no"``: sigmoid of s = logsumexp(logits of yes) - logsumexp(logits of no); s is ``raw`` and
@@ -46,6 +56,9 @@ class VQAScore(ScorerBase):
     )
     weights = "folder of a Qwen2-VL or Qwen2.5-VL with its tokenizer, e.g. Qwen/Qwen2.5-VL-7B-Instruct"
     size = "2 to 72 B"
+    hub = (HubFiles("Qwen/Qwen2.5-VL-7B-Instruct", QWEN_FILES),)
+    option_type: ClassVar[type[LoadOptions]] = VQAScoreOptions
+    chat: QwenChat
     preprocess: QwenPixels
 
     def __init__(self, chat: QwenChat, form: Form = "yes-no") -> None:
@@ -54,26 +67,19 @@ class VQAScore(ScorerBase):
         Raises:
             ValueError: unknown form, or the model has no single token for yes or no.
         """
-        super().__init__()
+        super().__init__(chat)
         if form not in ("yes-no", "likelihood"):
             raise ValueError(f"form must be 'yes-no' or 'likelihood', not {form!r}")
-        self.chat = chat
         self.form = form
         self.preprocess = chat.preprocess
         self.yes, self.no = (_single(chat, words) for words in (YES, NO))
         self.eval().requires_grad_(False)
 
-    @classmethod
-    def load(
-        cls,
-        weights: Path | None,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-        form: Form = "yes-no",
-    ) -> Self:
-        """Load a model folder; see ``QwenChat.load`` for what it holds and what is raised."""
-        return cls(QwenChat.load(cls.name, weights, cls.weights, device=device, dtype=dtype), form)
+    def take_options(self, options: LoadOptions) -> None:
+        """See ScorerBase."""
+        super().take_options(options)
+        if isinstance(options, VQAScoreOptions):
+            self.form = options.form
 
     def score_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
         """Score pictures (B, 3, H, W) in [0, 1] for B prompts: (B,) float32, differentiable in the pictures.

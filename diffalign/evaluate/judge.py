@@ -56,9 +56,10 @@ def load_judges(
 def _load(spec: str, held_out: bool, device: str | torch.device) -> Judge:
     from diffalign.assets import asset
 
-    name, _, weights = spec.partition("=")
-    path = str(asset(weights)) if weights else None
-    return Judge(name=name, scorer=scorers.load(name, path, device=device), held_out=held_out, device=device)
+    asked = scorers.Spec.parse(spec)
+    weights = str(asset(asked.weights)) if asked.weights else None
+    scorer = scorers.load(asked.name, weights, device=device, options=asked.options)
+    return Judge(name=asked.name, scorer=scorer, held_out=held_out, device=device)
 
 
 @torch.no_grad()

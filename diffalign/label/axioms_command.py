@@ -8,13 +8,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from diffalign.assets import asset
 from diffalign.config import load
 from diffalign.data.readers import read
 from diffalign.data.writers import write
 from diffalign.evaluate.stats import Interval
 from diffalign.label.axioms import AXIOMS, AxiomOptions, Case, Finding, axiom_cases, axiom_pairs, examine
-from diffalign.label.judges import load_judges
+from diffalign.label.judges import Judge, load_judges, own_device
+from diffalign.label.paths import split_changes
 
 
 def score_axioms(
@@ -24,15 +24,17 @@ def score_axioms(
     prompt: str | None = None,
     pairs: str | None = None,
     output: Path | None = None,
+    allow_hub: bool = False,
 ) -> list[str]:
     """What ``diffalign score --axioms`` prints: a line for each scorer, its share for each axiom.
 
     Args:
         arguments: one data set (of the samples too), and ``key=value`` options of AxiomOptions.
-        specs: scorers, ``name`` or ``name=weights``.
+        specs: scorers, ``name=weights?option=value``.
         prompt: must be None, as data bring their own prompts.
         pairs: must be None, as axioms make pairs of their own.
         output: new folder that gets the comparisons as training pairs; None writes none.
+        allow_hub: download weights that are not here, where they are published.
 
     Raises:
         ValueError: an option that does not go with --axioms, not exactly one data set, or wrong options.
@@ -40,15 +42,15 @@ def score_axioms(
     """
     if prompt is not None or pairs is not None:
         raise ValueError("--axioms takes neither --prompt nor --pairs; name a data set")
-    changes = [a for a in arguments if "=" in a and not Path(a).exists()]
-    paths = [_found(a) for a in arguments if a not in changes]
+    paths, changes = split_changes([*arguments])
     if len(paths) != 1:
         raise ValueError(f"--axioms examines scorers on one data set, and {len(paths)} are named")
     if output is not None and output.exists():
         raise FileExistsError(f"{output} exists and is not overwritten: name another --output")
     options = load(AxiomOptions, {}, changes)
     cases = axiom_cases(read(paths[0], options.format), options)
-    lines = [table(_examined(specs, cases, options))]
+    judges = load_judges(specs, own_device(), allow_hub=allow_hub)
+    lines = [table(_examined(judges, cases, options))]
     if output is not None:
         made = axiom_pairs(cases, options)
         write(made, output, "folder")
@@ -56,22 +58,11 @@ def score_axioms(
     return lines
 
 
-def _examined(specs: Sequence[str], cases: Sequence[Case], options: AxiomOptions) -> list[Finding]:
-    """``examine`` on the best device, with a bar."""
-    from diffalign.policy.precision import best_device  # brings diffusers
-
-    judges = load_judges(specs, best_device())
+def _examined(judges: Sequence[Judge], cases: Sequence[Case], options: AxiomOptions) -> list[Finding]:
+    """``examine``, with a bar."""
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("cases", total=len(cases))
         return examine(judges, cases, options, progress=lambda done: bar.update(task, completed=done))
-
-
-def _found(path: str) -> Path:
-    """Path of an asset, or as it is: its reader says where nothing is."""
-    try:
-        return asset(path)
-    except FileNotFoundError:
-        return Path(path)
 
 
 def table(findings: Sequence[Finding]) -> str:

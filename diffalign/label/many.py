@@ -23,7 +23,8 @@ from diffalign.data.records import DataError, parquet
 from diffalign.label.judges import Judge
 from diffalign.label.pictures import Picture
 from scorers.base import ScorerBase
-from scorers.each import Outcome, failed, read_each, score_each
+from scorers.each import FAULT, LOST, Outcome, failed, read_each, score_each
+from scorers.exchange import RemoteError
 from scorers.preprocess import PadPreprocess, Preprocess, SquashPreprocess
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,8 @@ def score_many(
 
     Rows go to ``output.parts/`` as they come; a run that is killed goes on there, also with another number of
     processes. Whoever finishes last writes ``output`` at one stroke and deletes the parts. A picture that
-    cannot be read or scored has a row too, whose status says why.
+    cannot be read or scored has a row too, whose status says why. One that a reward server gave no answer to
+    has none, and one over which it stumbled is tried again where a run goes on.
 
     Args:
         items: pictures with unique keys.
@@ -112,6 +114,8 @@ def score_many(
         FileExistsError: the output exists (of several processes none raises: another may have written it).
         DataError: another ending, or parts of other pictures or scorers.
         BlockingIOError: another process has the same share.
+        RemoteError: a reward server is gone: at once where it answers to no picture of a batch, else at the
+            end; the same command goes on.
         ModuleNotFoundError: a parquet file is asked for and pyarrow is not installed.
     """
     if output.suffix not in (".jsonl", ".parquet"):
@@ -128,18 +132,54 @@ def score_many(
     parts = Parts(output.with_name(output.name + ".parts"), _plan(items, judges))
     done = parts.keys()
     todo = [item for item in mine if item.key not in done]
-    bad = 0
+    bad, lost = 0, Lost(parts.folder)
     with parts.open(share) as file:
-        for count, rows in scored_rows(todo, judges, batch, workers):
+        for count, found in scored_rows(todo, judges, batch, workers):
+            rows = lost.without(found)
             file.write("".join(json.dumps(row) + "\n" for row in rows))
             file.flush()
+            if found and not rows:
+                raise lost.error()
             bad += sum(any(row[judge.name] is None for judge in judges) for row in rows)
             if progress is not None:
                 progress(len(mine) - len(todo) + count, len(mine))
+    if lost.count:
+        raise lost.error()
     return Summary(
         output=parts.finish(items, output), made=len(todo), kept=len(mine) - len(todo), failed=bad,
         seconds=time.perf_counter() - start,
     )  # fmt: skip
+
+
+class Lost:
+    """Rows to which a reward server gave no answer; they are no results."""
+
+    def __init__(self, folder: Path) -> None:
+        """``folder`` keeps the others."""
+        self.folder, self.count, self.why = folder, 0, ""
+
+    def without(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rows that are results."""
+        gone = [row for row in rows if _has(row, (LOST,))]
+        self.count += len(gone)
+        self.why = next((s for row in gone for s in _statuses(row) if s.startswith(LOST)), self.why)
+        return [row for row in rows if not _has(row, (LOST,))]
+
+    def error(self) -> RemoteError:
+        """What to tell."""
+        return RemoteError(
+            f"{self.count} pictures got no answer ({self.why.removeprefix(LOST)}); what was scored is "
+            f"kept in {self.folder}: give the same command again when the server is there"
+        )
+
+
+def _statuses(row: dict[str, Any]) -> Iterator[str]:
+    return (str(value) for name, value in row.items() if name.endswith(".status"))
+
+
+def _has(row: dict[str, Any], beginnings: tuple[str, ...]) -> bool:
+    """Whether some scorer's status of the row begins so."""
+    return any(status.startswith(beginnings) for status in _statuses(row))
 
 
 class Parts:
@@ -165,8 +205,8 @@ class Parts:
                 yield from (json.loads(line) for line in lines if line.endswith("}\n"))
 
     def keys(self) -> set[str]:
-        """Keys of what is done."""
-        return {row["key"] for row in self.rows()}
+        """Keys of what is done; what a reward server stumbled over may succeed another time."""
+        return {row["key"] for row in self.rows() if not _has(row, (FAULT, LOST))}
 
     def open(self, share: Share) -> IO[str]:
         """File of a share, for rows to be added; a line that was cut off is cut off wholly.
@@ -246,7 +286,10 @@ def _read(item: Picture, fit: Callable[[Tensor], Tensor] | None = None) -> Any:
     except (OSError, ValueError) as error:
         return failed(f"{item.image.where}: {error}")
     found = read_each([data])[0]
-    return fit(found[None])[0] if fit is not None and isinstance(found, Tensor) else found
+    try:
+        return fit(found[None])[0] if fit is not None and isinstance(found, Tensor) else found
+    except ValueError as error:  # of a shape that the transform refuses
+        return failed(error)
 
 
 def _scored(

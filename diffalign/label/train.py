@@ -13,6 +13,7 @@ from diffalign.data import read
 from diffalign.label.ballots import ballots
 from scorers.fresh import to_train
 from scorers.train import TrainOptions, fit, preset
+from scorers.train_state import check_output
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -37,7 +38,7 @@ def train_on(
         data: file, folder or glob pattern, see ``diffalign.data.read``.
         scorer: name of a scorer with weights.
         weights: to start from, see ``scorers.fresh.to_train``.
-        out: folder of the scorer, in the layout that its loader reads; a stopped run goes on there.
+        out: new folder of the scorer, in the layout that its loader reads; a stopped run goes on there.
         changes: ``key=value`` of TrainOptions.
         format: of the data.
         dims: names of judgements besides the main one, for MPS; see ``ballots``.
@@ -47,18 +48,20 @@ def train_on(
         The content of ``accuracy.json`` in ``out``.
 
     Raises:
+        FileExistsError: ``out`` holds a trained scorer, or files of something else.
         DataError: the data cannot be read, or say nothing.
         ValueError: wrong options, or a loss that the scorer cannot learn by.
     """
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
 
+    check_output(out)
     options = options_for(scorer, changes)
     items = ballots(read(data, format), ratings=options.loss == "emd", dims=dims)
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # last norms that no feature sees
     accelerator: Accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[unused])
     logging.getLogger("scorers").setLevel(logging.INFO if accelerator.is_main_process else logging.WARNING)
-    loaded = to_train(scorer, weights, items, device=accelerator.device)
+    loaded = to_train(scorer, weights, items, device=accelerator.device, seed=options.seed)
     return fit(loaded, items, out, options, accelerator=accelerator)
 
 

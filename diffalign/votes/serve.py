@@ -25,7 +25,7 @@ from diffalign.votes.next_pair import ANY, Schedule
 from diffalign.votes.pictures import Pictures, find_pictures, vote_key
 from diffalign.votes.rows import Vote, VoteError, parse_vote
 from diffalign.votes.store import VoteStore
-from scorers.address import is_loopback
+from scorers.server import is_loopback
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

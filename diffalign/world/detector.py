@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffalign.world.grammar import COLOURS, HUES, SHAPES, Prompt, parse
-from diffalign.world.oracle import CONTRAST, _background, _components, _two_largest, measure
+from diffalign.world.oracle import measure, object_masks
 from diffalign.world.shapes import hsv_to_rgb
 from scorers.colours import srgb_to_lab
 from scorers.detect import Detection, box_of
@@ -50,12 +50,6 @@ class ShapesDetector:
             ]
             for i in range(len(x))
         ]
-
-
-def object_masks(pictures: Tensor) -> Tensor:
-    """(B, 2, 64, 64) bool masks of the objects that ``measure`` measures, in its order."""
-    plane, _, _ = _background(pictures)
-    return _two_largest(_components((pictures - plane).norm(dim=1) > CONTRAST)).bool()
 
 
 def _detection(mask: Tensor, label: str, colour: int, confidence: float) -> Detection:

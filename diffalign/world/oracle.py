@@ -96,6 +96,19 @@ def measure(pictures: Tensor, chunk: int = 512) -> Measurements:
     return Measurements(**{name: values[: len(pictures)] for name, values in joined.items()})
 
 
+def object_masks(pictures: Tensor) -> Tensor:
+    """Where the objects are that ``measure`` measures, in its order.
+
+    Args:
+        pictures: (B, 3, 64, 64) in [0, 1].
+
+    Returns:
+        (B, 2, 64, 64) bool; all False where there is no second object, or none.
+    """
+    plane, _, _ = _background(pictures)
+    return _objects((pictures - plane).norm(dim=1)).bool()
+
+
 def obeys(found: Measurements, prompts: Sequence[Prompt]) -> Obedience:
     """Compare B measurements with their B prompts; what a prompt leaves open is always fulfilled."""
     rows = [_obeys_one(found, i, p) for i, p in enumerate(prompts)]
@@ -137,8 +150,7 @@ def _relation_holds(found: Measurements, i: int, prompt: Prompt) -> bool:
 def _measure_chunk(x: Tensor) -> Measurements:
     plane, roughness, flatness = _background(x)
     distance = (x - plane).norm(dim=1)  # (B, H, W)
-    labels = _components(distance > CONTRAST)
-    masks = _two_largest(labels)  # (B, 2, H, W)
+    masks = _objects(distance)  # (B, 2, H, W)
     parts = [_measure_object(x, distance, masks[:, k], masks[:, 1 - k]) for k in range(2)]
     rgb = plane.mean((2, 3)).clamp(0, 1)
     background = torch.where(roughness < MAX_ROUGHNESS, _name(rgb, BACKGROUNDS), -1)
@@ -204,6 +216,11 @@ def _run_maximum(labels: Tensor, runs: Tensor) -> Tensor:
     flat, where = labels.flatten(1), runs.flatten(1)
     best = torch.zeros_like(flat).scatter_reduce_(1, where, flat, "amax")
     return best.gather(1, where).reshape(labels.shape)
+
+
+def _objects(distance: Tensor) -> Tensor:
+    """(B, 2, H, W) float masks of the two largest regions that stand out, by distances (B, H, W)."""
+    return _two_largest(_components(distance > CONTRAST))
 
 
 def _two_largest(labels: Tensor) -> Tensor:

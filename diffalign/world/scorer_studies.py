@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffalign.world.clip import simulate_votes
 from diffalign.world.grammar import parse
@@ -16,8 +18,7 @@ from diffalign.world.scorer_table import TASTES, Ballots, TablePlan, ballots_of,
 from diffalign.world.shapes import draw
 from scorers.drm import DRMHeads
 from scorers.featured import joint_inputs
-from scorers.gpm import GPM, GPMOptions
-from scorers.nima import NIMA, NIMAOptions
+from scorers.gpm import GPM, GPMHead, GPMOptions
 from scorers.pal import Pal
 from scorers.pal_heads import PalHead, PalOptions
 from scorers.pickscore import PickScore
@@ -110,35 +111,68 @@ def adjusted_rand(found: Sequence[int], planted: Sequence[int]) -> float:
     return 1.0 if most == expected else (both - expected) / (most - expected)
 
 
-def circle(plan: TablePlan) -> dict[str, float]:
-    """GPM and Bradley-Terry on colours that beat each other in a circle, on the same frozen features."""
-    train, held = circle_votes(plan.votes, plan.seed), circle_votes(plan.heldout, plan.seed + 1)
-    cut = max(1, len(train) // 10)
-    start = tower(plan)
+class WorthHead(GPMHead):
+    """Bradley-Terry by the same network: the embedding (worth, 1), whose score is worth a - worth b."""
+
+    def __init__(self, width: int, text_width: int, options: GPMOptions) -> None:
+        """As GPMHead, with one number at the end."""
+        super().__init__(width, text_width, options)
+        self.value = nn.Linear(options.hidden, 1, bias=False)
+        nn.init.normal_(self.value.weight, std=1 / (options.hidden + 1))
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """(B, 2)."""
+        worth = super().embed(inputs)
+        return torch.cat([worth, torch.ones_like(worth)], 1)
+
+
+def rivals(start: PickScore, seed: int) -> dict[str, GPM]:
+    """GPM, and Bradley-Terry on the same features, with a hidden layer and no fewer parameters."""
+    options, width = GPMOptions(planes=2, hidden=64), start.clip.config.projection_dim
+    each = 2 * width + 2  # parameters of a hidden unit with one output
+    spare = math.ceil(options.hidden * (2 * options.planes - 1) / each)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(plan.seed)
-        gpm = GPM.create(start, GPMOptions(planes=2, hidden=64))
-        scalar = NIMA.create(start, NIMAOptions(dropout=0.0))  # mean mark: one worth per picture
-    train_scorer(gpm, train[cut:], train[:cut], plan.heads())
-    train_scorer(scalar, train[cut:], train[:cut], plan.heads())
-    return {
-        "gpm": evaluate(gpm, held, 0.0).accuracy,
-        "bradley_terry": evaluate(scalar, held, 0.0).accuracy,
-        "ceiling": CERTAIN,
-    }
+        torch.manual_seed(seed)
+        head = WorthHead(2 * width, width, replace(options, planes=1, hidden=options.hidden + spare))
+        return {"gpm": GPM.create(start, options), "bradley_terry": GPM(start, head)}
+
+
+def circle(plan: TablePlan) -> dict[str, float]:
+    """GPM and Bradley-Terry of equal means on colours that beat each other in a circle, and in a plain order.
+
+    The order is the control: what fails on the circle alone fails for its form, not for its capacity.
+    """
+    found: dict[str, float] = {"ceiling": CERTAIN}
+    start = tower(plan)
+    for what, cyclic in (("", True), ("order_", False)):
+        train, held = (
+            circle_votes(n, plan.seed + i, cyclic=cyclic) for i, n in enumerate((plan.votes, plan.heldout))
+        )
+        cut = max(1, len(train) // 10)
+        for name, scorer in rivals(start, plan.seed).items():
+            train_scorer(scorer, train[cut:], train[:cut], plan.heads())
+            found[what + name] = evaluate(scorer, held, 0.0).accuracy
+            found[f"parameters_{name}"] = sum(p.numel() for p in scorer.head.parameters())
+    return found
 
 
 CERTAIN = 0.95
 """How often the planted colour wins."""
 
 
-def circle_votes(n: int, seed: int) -> list[Vote]:
-    """Votes between pictures of two different colours of the circle, for a prompt that names none."""
+def circle_votes(n: int, seed: int, *, cyclic: bool = True) -> list[Vote]:
+    """Votes between pictures of two different colours, for a prompt that names none.
+
+    Args:
+        n: how many.
+        seed: of pictures and voters.
+        cyclic: each colour beats the next and the last the first; else each beats all that come later.
+    """
     rng = np.random.default_rng([seed, 11])
     first = rng.integers(0, 3, n)
     second = (first + rng.integers(1, 3, n)) % 3
     pictures = [draw([parse(f"a {CIRCLE[i]} circle") for i in side], rng) for side in (first, second)]
-    wins = (second - first) % 3 == 1
+    wins = (second - first) % 3 == 1 if cyclic else first < second
     labels = np.where(rng.random(n) < CERTAIN, wins, ~wins).astype(float)
     small = [(p.clamp(0, 1) * 255).round().byte() for p in pictures]
     rows = zip(*small, labels.tolist(), strict=True)

@@ -252,8 +252,11 @@ def markdown(found: dict[str, Any]) -> str:
         f"accuracy {pal['accuracy']:.3f} with people, {pal['without_people']:.3f} without, ceiling "
         f"{pal['ceiling']:.3f}; new people after 8 votes each {pal['new_people']:.3f}.",
         "",
-        f"GPM on a planted circle (red over green over blue over red): {gpm['gpm']:.3f}; Bradley-Terry on "
-        f"the same features {gpm['bradley_terry']:.3f}; ceiling {gpm['ceiling']:.3f}.",
+        f"GPM on a planted circle (red over green over blue over red): {gpm['gpm']:.3f}; Bradley-Terry "
+        f"{gpm['bradley_terry']:.3f}; ceiling {gpm['ceiling']:.3f}. On a plain order of the same colours: "
+        f"GPM {gpm['order_gpm']:.3f}, Bradley-Terry {gpm['order_bradley_terry']:.3f}. Both are heads with a "
+        f"hidden layer on the same features, of {gpm['parameters_gpm']:.0f} and "
+        f"{gpm['parameters_bradley_terry']:.0f} parameters.",
         "",
         "DRM, best correlation of a direction with a planted taste: "
         + ", ".join(f"{k} {v:.2f}" for k, v in found["drm"].items())

@@ -40,14 +40,26 @@ class Teacher:
     @torch.no_grad()
     def calm(self, target: Tensor, x: Tensor, sigma: Tensor, prompts: Sequence[str]) -> Tensor:
         """Mean of the (B, C, h, w) velocities ``target`` and the teacher's, where the teacher knows sigma."""
+        known = (sigma >= self.sigma[0]) & (sigma <= self.sigma[-1])
+        return torch.where(known, (target + self.velocity(x, sigma, prompts)) / 2, target)
+
+    @torch.no_grad()
+    def velocity(self, x: Tensor, sigma: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(B, C, h, w) velocities at the flow's latents ``x``, at the nearest sigma that the teacher knows.
+
+        Args:
+            x: (B, C, h, w) latents (1 - sigma) x0 + sigma noise.
+            sigma: (B, 1, 1, 1).
+            prompts: of each latent.
+        """
         t = (self.sigma - sigma.flatten()[:, None]).abs().argmin(1)
         norm, s = self.norm[t].view(-1, 1, 1, 1), self.sigma[t].view(-1, 1, 1, 1)
         text, _ = self.pipeline.encode_prompt(list(prompts), "cpu", 1, False)
         with torch.autocast("cpu", torch.bfloat16), short_attention(0):
             eps = self.pipeline.unet(x * norm, t, text).sample.float()
         x0 = (x - s * eps) / (1 - s)  # a = (1 - s) norm
-        known = (sigma >= self.sigma[0]) & (sigma <= self.sigma[-1])
-        return torch.where(known, (target + eps - x0) / 2, target)
+        v: Tensor = eps - x0
+        return v
 
 
 def short_attention(length: int) -> AbstractContextManager[None]:

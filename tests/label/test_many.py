@@ -19,6 +19,9 @@ from diffalign.label.judges import Judge
 from diffalign.label.many import Parts, Share, _plan, score_many
 from diffalign.label.pictures import Picture, pictures
 from scorers.base import ScorerBase
+from scorers.each import FAULT, LOST
+from scorers.exchange import RemoteError
+from scorers.protocol import Details
 
 
 class Grey(ScorerBase):
@@ -248,7 +251,8 @@ def test_resizing_while_reading_changes_nothing(tmp_path: Path) -> None:
 def test_commands_say_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffalign.label import at_scale
 
-    monkeypatch.setattr(at_scale, "load_judges", lambda specs, device: [judge()])
+    monkeypatch.setattr(at_scale, "refuse_unknown", lambda specs: None)
+    monkeypatch.setattr(at_scale, "load_judges", lambda specs, device, allow_hub: [judge()])
     a, b = folder(tmp_path / "a", 4, prompts=2), folder(tmp_path / "b", 4, shift=50, prompts=2)
     line = at_scale.score_to_file([str(a), str(b)], ["grey"], None, tmp_path / "out.jsonl")
     assert "8 scored" in line
@@ -258,6 +262,71 @@ def test_commands_say_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         at_scale.compare_paths([str(a)], ["grey"], None)
     with pytest.raises(FileExistsError, match="not overwritten"):
         at_scale.score_to_file([str(a)], ["grey"], None, tmp_path / "out.jsonl", processes=2)
+
+
+class Served(Grey):
+    """Stands for a reward server: gives no answer to what is in ``gone``, and stumbles over ``faulty``."""
+
+    def __init__(self, gone: Sequence[int] = (), faulty: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.gone, self.faulty = gone, faulty
+
+    def details(self, x01: Tensor, prompts: Sequence[str]) -> Details:
+        levels = [round(float(x.mean()) * 25.5) for x in x01]
+        words = [LOST + "no route" if n in self.gone else FAULT if n in self.faulty else "ok" for n in levels]
+        score = self.score_tensor(x01, prompts)
+        score[[word != "ok" for word in words]] = float("nan")
+        return Details(score=score, status=words)
+
+
+def test_pictures_that_a_server_lost_are_asked_again(tmp_path: Path) -> None:
+    items, out = pictures([folder(tmp_path / "a")]), tmp_path / "out.jsonl"
+    with pytest.raises(RemoteError, match=r"2 pictures got no answer \(no route\).*the same command again"):
+        score_many(items, [judge(Served(gone=(3, 9)))], out, batch=4)
+    assert not out.exists()
+    scorer = Served()
+    found = score_many(items, [judge(scorer)], out, batch=4)
+    assert (found.made, found.kept, scorer.seen) == (2, 18, 2)
+    assert [row["grey"] for row in rows(out)] == pytest.approx([10 * i / 255 for i in range(20)])
+
+
+def test_a_server_that_is_gone_stops_the_run_at_once(tmp_path: Path) -> None:
+    items, scorer = pictures([folder(tmp_path / "a")]), Served(gone=range(4, 20))
+    with pytest.raises(RemoteError, match="4 pictures got no answer"):
+        score_many(items, [judge(scorer)], tmp_path / "out.jsonl", batch=4)
+    assert scorer.seen == 8
+    assert score_many(items, [judge()], tmp_path / "out.jsonl").kept == 4
+
+
+def test_what_a_server_stumbled_over_is_tried_again_where_a_run_goes_on(tmp_path: Path) -> None:
+    items, out = pictures([folder(tmp_path / "a", 8)]), tmp_path / "out.jsonl"
+    with pytest.raises(RemoteError):
+        score_many(items, [judge(Served(gone=(4, 5, 6, 7), faulty=(1,)))], out, batch=4)
+    scorer = Served(faulty=(1, 2))
+    found = score_many(items, [judge(scorer)], out, batch=4)
+    assert (found.made, found.kept, found.failed) == (5, 3, 1)
+    assert [row["grey"] is None for row in rows(out)] == [False, True] + [False] * 6
+
+
+def test_a_strip_is_a_status_of_its_own(tmp_path: Path) -> None:
+    from scorers.preprocess import Preprocess
+
+    class Cropped(Grey):
+        preprocess = Preprocess(size=224)
+
+        def score_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
+            return self.preprocess(x01).mean((1, 2, 3))
+
+    root = folder(tmp_path / "a", 2)
+    (root / "strip.png").write_bytes(png(100, (5000, 1)))
+    for name, judges in (
+        ("one", [judge(Cropped())]),
+        ("two", [judge(Cropped()), Judge(name="b", scorer=Grey(), id="2")]),
+    ):
+        score_many(pictures([root]), judges, tmp_path / f"{name}.jsonl")
+        found = rows(tmp_path / f"{name}.jsonl")
+        assert [row["grey"] is None for row in found] == [False, False, True]
+        assert "1 x 5000 pixels is a strip" in str(found[2]["grey.status"])
 
 
 def test_a_process_that_finds_the_parts_gone_is_done(tmp_path: Path) -> None:

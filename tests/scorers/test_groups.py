@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scorers.groups import cyclic_share, mean_win, round_robin, von_neumann_winner
+from scorers.groups import cyclic_share, mean_win, von_neumann_winner
 
 
 def random_prob(n: int, seed: int) -> Tensor:
@@ -25,20 +25,6 @@ def test_mean_win_by_hand() -> None:
     torch.testing.assert_close(found, torch.tensor([0.8, 0.35, 0.35]))
     with pytest.raises(ValueError, match="square"):
         mean_win(torch.ones(2, 3))
-
-
-def test_round_robin_asks_each_pair_once() -> None:
-    strength = torch.tensor([0.0, 2.0, 1.0])
-    asked: list[tuple[int, int]] = []
-
-    def prob(first: list[int], second: list[int]) -> Tensor:
-        asked.extend(zip(first, second, strict=True))
-        return (strength[first] - strength[second]).sigmoid()
-
-    found = round_robin(3, prob)
-    assert asked == [(0, 1), (0, 2), (1, 2)]
-    torch.testing.assert_close(found, (strength[:, None] - strength[None, :]).sigmoid())
-    assert round_robin(1, prob).tolist() == [[0.5]]
 
 
 def test_the_best_picture_wins_the_whole_lottery() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import scorers
+from scorers.digests import weights_digest
 from scorers.fresh import to_train
 from scorers.gpm import GPM, GPMOptions
 from scorers.heads import GpmLearner, NimaLearner, PalLearner, shares
@@ -120,3 +121,9 @@ def test_new_heads_start_from_a_tower_and_reload(folder: Path, tmp_path: Path) -
         assert PRESETS[name].loss in learner_for(again).losses
     assert made.head.options.bins == 10
     assert to_train("pal", folder, split_votes(4, 0)).head.options.users == ("a", "b")
+
+
+@pytest.mark.parametrize("name", ["gpm", "nima", "pal"])
+def test_a_new_head_starts_from_the_same_weights_again(name: str, folder: Path) -> None:
+    first, again, other = (weights_digest(to_train(name, folder, seed=seed)) for seed in (0, 0, 1))
+    assert first == again != other

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,12 @@ from safetensors.torch import load_file, save_file
 
 import scorers
 from scorers.hpsv3 import REWARD, HPSv3, question
+from scorers.learners import learner_for
+from scorers.losses_reward import hpsv3_loss
 from scorers.protocol import ScoreOutput
 from scorers.qwen import QwenPixels
 from scorers.qwen_chat import Tokens, template
+from scorers.train import Vote, evaluate, preset, train_scorer
 from tests.scorers.test_losses import golden
 from tests.scorers.tiny_qwen import golden_state, tiny_tokenizer, write_folder
 
@@ -149,3 +153,32 @@ def test_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
         file.unlink()
     with pytest.raises(FileNotFoundError, match="no tokenizer"):
         scorers.load("hpsv3", weights=part)
+
+
+def two_votes() -> list[Vote]:
+    """One comparison, told both ways round."""
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.rand(3, 28, 28, generator=generator) for _ in range(2))
+    return [Vote(first, second, "a", 1.0), Vote(second, first, "a", 0.0)]
+
+
+def test_it_learns_by_its_published_loss(scorer: HPSv3) -> None:
+    votes, label = two_votes(), torch.tensor([1.0, 0.0])
+    pictures = torch.stack([torch.as_tensor(v[side]) for side in (0, 1) for v in votes])
+    learner = learner_for(scorer)
+    with torch.no_grad():
+        first, second = scorer.mu_log_sigma(learner.read([*pictures]), ["a"] * 4).chunk(2)
+        torch.manual_seed(3)
+        found = learner.each(votes, "hpsv3")
+    torch.manual_seed(3)
+    torch.testing.assert_close(found, hpsv3_loss(first, second, label), rtol=1e-4, atol=1e-5)
+    assert learner.dropout
+
+
+@pytest.mark.slow
+def test_it_trains(folder: Path) -> None:
+    scorer = scorers.load("hpsv3", weights=folder)
+    options = replace(preset("hpsv3"), epochs=None, steps=2, batch=2, learning_rate=1e-3, eval_every=2)
+    before = evaluate(scorer, two_votes(), 0.0)  # type: ignore[arg-type]
+    after = train_scorer(scorer, two_votes(), two_votes(), options).validation  # type: ignore[arg-type]
+    assert after.log_loss < before.log_loss

@@ -38,19 +38,39 @@ def test_patterns_gradients_and_presence(tmp_path: Path, monkeypatch: pytest.Mon
     assert second[-1].startswith(f"not in ${WEIGHTS_VARIABLE}/hpsv2.1")
 
 
-def test_a_missing_package_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+class Odd:
+    """Somebody's loader that says nonsense of itself."""
+
+    range = None
+
+
+@pytest.mark.parametrize(
+    ("fault", "problem"),
+    [
+        (ImportError("No module named 'nowhere'"), "broken: ImportError: No module named 'nowhere'"),
+        (SyntaxError("invalid syntax"), "broken: SyntaxError: invalid syntax"),
+        (RuntimeError("no GPU"), "broken: RuntimeError: no GPU"),
+        (None, "broken: TypeError"),
+    ],
+)
+def test_a_broken_scorer_hides_no_other(
+    monkeypatch: pytest.MonkeyPatch, fault: Exception | None, problem: str
+) -> None:
     get: Callable[[str], object] = catalogue.get
 
     def broken(name: str) -> object:
-        if name == "jpeg":
-            raise ImportError("No module named 'nowhere'")
-        return get(name)
+        if name != "jpeg":
+            return get(name)
+        if fault is None:
+            return Odd()
+        raise fault
 
     monkeypatch.setattr(catalogue, "get", broken)
     found = list_scorers("jp*")
-    assert found[0].problem == "No module named 'nowhere'"
-    assert lines(found)[0][-1] == "No module named 'nowhere'"
-    assert len(found) == 2
+    assert found[0].problem.startswith(problem)
+    assert lines(found)[0][-1] == found[0].problem
+    assert [one.name for one in found] == ["jpeg", "jpeg-incompressibility"]
+    assert not found[1].problem
 
 
 def test_the_page_names_every_scorer() -> None:

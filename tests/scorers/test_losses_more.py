@@ -10,12 +10,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from scorers.losses import (
-    bound_loss,
     choice_loss,
     hinge_loss,
-    hpsv2_loss,
     listwise_loss,
     pair_cross_entropy,
+    rank_hinge,
     ranking_hinge,
 )
 from tests.scorers.test_losses import golden
@@ -35,7 +34,8 @@ def test_hpsv2_pair_loss_and_gradient() -> None:
     data = golden("hpsv2_losses")
     text = data["text"].clone().requires_grad_()
     first, second = data["image"].chunk(2)
-    loss = hpsv2_loss(text, first, second, scale=data["logit_scale"], label_0=data["labels"][:4])
+    z = data["logit_scale"] * (text * (first - second)).sum(1)
+    loss = pair_cross_entropy(z, data["labels"][:4]).sum()
     torch.testing.assert_close(loss, data["hps_loss"], **CLOSE)
     loss.backward()
     # the golden gradient is that of the scaled logits text @ image.T, of which the loss uses two diagonals
@@ -47,12 +47,17 @@ def test_hps_choice_and_ranking_losses() -> None:
     data = golden("hpsv2_losses")
     there = torch.arange(4) < data["num_images"][:, None]
     logits = padded(-1.0, "pref_logits", data)
-    torch.testing.assert_close(choice_loss(logits, data["pref_labels"], there), data["pref_loss"], **CLOSE)
+    chosen = torch.nn.functional.one_hot(data["pref_labels"], 4).float()
+    torch.testing.assert_close(choice_loss(logits, chosen, there).mean(), data["pref_loss"], **CLOSE)
+    assert bool((choice_loss(logits, chosen - 9 * ~there, there) == choice_loss(logits, chosen, there)).all())
     rank = padded(10, "rank_labels", data)
-    found = ranking_hinge(logits, rank, float(data["rank_margin"]))
-    torch.testing.assert_close(found, data["rank_loss"], **CLOSE)
-    masked = ranking_hinge(logits, rank, 1.0, there)
-    torch.testing.assert_close(masked, ranking_hinge(logits - 99 * ~there, rank, 1.0, there))
+    found = rank_hinge(logits, rank, margin=float(data["rank_margin"]))
+    torch.testing.assert_close(found.mean(), data["rank_loss"], **CLOSE)
+    masked = rank_hinge(logits, rank, there)
+    torch.testing.assert_close(masked, rank_hinge(logits - 99 * ~there, rank, there))
+    values = -rank.float()  # the same order, said as people do: higher is better
+    torch.testing.assert_close(ranking_hinge(logits, values, there), masked)
+    torch.testing.assert_close(ranking_hinge(logits, values + 50 * ~there, there), masked)
 
 
 def test_imagereward_loss_and_gradient() -> None:
@@ -82,7 +87,6 @@ def test_pal_losses() -> None:
     torch.testing.assert_close(pair_cross_entropy(logit, label), data["logistic"], **CLOSE)
     gap = data["ce_logits"][:, 0] - data["ce_logits"][:, 1]
     torch.testing.assert_close(pair_cross_entropy(gap, 1.0 - data["ce_targets"]), data["ce"], **CLOSE)
-    torch.testing.assert_close(bound_loss(data["bound_P"], 4.0), data["bound_loss_ub4"], **CLOSE)
 
 
 def test_a_list_of_two_is_bradley_terry() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scorers.losses import pickscore_loss
-from scorers.losses_structure import emd, emd_loss, gpm_loss, gpm_regression_loss, gpm_score, lrm_loss
+from scorers.losses import pair_cross_entropy, pickscore_loss
+from scorers.losses_reward import regression_loss
+from scorers.losses_structure import emd, gpm_score, lrm_loss
 from tests.scorers.test_losses import golden
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -19,17 +20,21 @@ def test_gpm_scores_and_losses(d: int) -> None:
     score, first = gpm_score(a, b), torch.ones(len(a))
     torch.testing.assert_close(score, data[f"d{d}_score"], **CLOSE)
     torch.testing.assert_close(score, torch.einsum("bi,ji,bj->b", a, data[f"d{d}_R"], b), **CLOSE)
-    torch.testing.assert_close(gpm_loss(a, b, first), data[f"d{d}_loss_tau0.1"], **CLOSE)
+    found = pair_cross_entropy(score / 0.1, first).mean()
+    torch.testing.assert_close(found, data[f"d{d}_loss_tau0.1"], **CLOSE)
     torch.testing.assert_close((score / 0.1).sigmoid().mean(), data[f"d{d}_prob_mean"], **CLOSE)
-    torch.testing.assert_close(gpm_regression_loss(a, b, first), data[f"d{d}_reg_loss"], **CLOSE)
+    regressed = regression_loss(score / 0.1, first).mean()
+    torch.testing.assert_close(regressed, data[f"d{d}_reg_loss"], **CLOSE)
 
 
 def test_gpm_other_temperatures_and_bradley_terry_as_a_special_case() -> None:
     data = golden("gpm")
     a, b, first = data["d2_chosen"], data["d2_rejected"], torch.ones(5)
-    torch.testing.assert_close(gpm_loss(a, b, first, tau=1.0), data["d2_loss_tau1"], **CLOSE)
+    found = pair_cross_entropy(gpm_score(a, b), first).mean()
+    torch.testing.assert_close(found, data["d2_loss_tau1"], **CLOSE)
     chosen, rejected = ((torch.stack([data[k], torch.ones(5)], 1)) for k in ("bt_chosen", "bt_rejected"))
-    torch.testing.assert_close(gpm_loss(chosen, rejected, first), data["bt_loss_tau0.1"], **CLOSE)
+    found = pair_cross_entropy(gpm_score(chosen, rejected) / 0.1, first).mean()
+    torch.testing.assert_close(found, data["bt_loss_tau0.1"], **CLOSE)
 
 
 def test_gpm_gate() -> None:
@@ -39,14 +44,12 @@ def test_gpm_gate() -> None:
     torch.testing.assert_close(score, data["gate_score"], **CLOSE)
 
 
-def test_gpm_loss_is_symmetric_and_turns_the_right_way() -> None:
+def test_gpm_is_antisymmetric_and_turns_the_right_way() -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(3, 4, generator=generator) for _ in range(2))
-    label = torch.tensor([1.0, 0.3, 0.5])
-    for loss in (gpm_loss, gpm_regression_loss):
-        torch.testing.assert_close(loss(a, b, label), loss(b, a, 1 - label))
+    torch.testing.assert_close(gpm_score(a, b), -gpm_score(b, a))
     a.requires_grad_()
-    (grad,) = torch.autograd.grad(gpm_loss(a, b, torch.ones(3), tau=1.0), a)
+    (grad,) = torch.autograd.grad(pair_cross_entropy(gpm_score(a, b), torch.ones(3)).sum(), a)
     assert (gpm_score(a - grad, b) > gpm_score(a, b)).all()
 
 
@@ -56,7 +59,7 @@ def test_emd() -> None:
     by_hand = emd(torch.tensor([[1.0, 0, 0, 0]]), torch.tensor([[0, 0, 1.0, 0]]), r=1)
     assert by_hand.tolist() == [0.5]  # two steps, over four bins
     equal = torch.full((1, 4), 0.25, requires_grad=True)
-    (grad,) = torch.autograd.grad(emd_loss(equal, torch.full((1, 4), 0.25)), equal)
+    (grad,) = torch.autograd.grad(emd(equal, torch.full((1, 4), 0.25)), equal)
     assert grad.tolist() == [[0, 0, 0, 0]]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -25,13 +26,13 @@ import torch
 import uvicorn
 from torch import Tensor
 
-from scorers.address import is_loopback
 from scorers.base import ScorerBase
 from scorers.client import ClientOptions, RemoteError, RemoteScorer
 from scorers.each import Outcome, score_each
 from scorers.protocol import Details
-from scorers.server import ServerOptions, make_app, serve
-from scorers.wire import NPZ, SAFETENSORS, Limits, TooLargeError, decode, encode, encode_npz
+from scorers.server import TOKEN_VARIABLE, ServerOptions, is_loopback, make_app, serve
+from scorers.service import identity
+from scorers.wire import NPZ, SAFETENSORS, Limits, TooLargeError, WireError, decode, encode, encode_npz
 
 LIMITS = Limits(body=200_000, items=8, pixels=64 * 64, prompt=100)
 
@@ -56,20 +57,28 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    """A server with the token ``t``."""
-    port = free_port()
-    options = ServerOptions(port=port, token="t", limits=LIMITS)
-    config = uvicorn.Config(make_app(Bright(), options), host="127.0.0.1", port=port, log_level="error")
+@contextlib.contextmanager
+def running(scorer: ScorerBase, options: ServerOptions) -> Iterator[str]:
+    """The address of a server in a thread."""
+    app = make_app(scorer, options)
+    config = uvicorn.Config(app, host="127.0.0.1", port=options.port, log_level="error")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(10)
+    try:
+        yield f"http://127.0.0.1:{options.port}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A server with the token ``t``."""
+    with running(Bright(), ServerOptions(port=free_port(), token="t", limits=LIMITS)) as address:
+        yield address
 
 
 def post(url: str, body: bytes, kind: str = SAFETENSORS, token: str = "t", path: str = "/score") -> Any:
@@ -184,16 +193,132 @@ def test_bad_requests_are_refused_and_the_server_lives(url: str, name: str) -> N
 
 
 def test_health_needs_no_token_but_about_does(url: str) -> None:
-    with urllib.request.urlopen(url + "/health", timeout=10) as answer:
-        assert json.loads(answer.read())["status"] == "ok"
+    found = health(url)
+    assert (found["status"], found["held"], found["pending"]) == ("ok", 0, 0)
+    assert found["id"] == RemoteScorer(url, "t").identity
     with pytest.raises(RemoteError, match=r"401.*SCORERS_TOKEN"):
         RemoteScorer(url, "wrong")
 
 
-def test_a_silent_server_is_a_clear_error() -> None:
-    options = ClientOptions(patience=0.3, backoff=0.05, timeout=0.2)
+def health(url: str) -> dict[str, Any]:
+    with urllib.request.urlopen(url + "/health", timeout=10) as answer:
+        found: dict[str, Any] = json.loads(answer.read())
+        return found
+
+
+def test_a_dead_address_fails_soon_whatever_the_patience() -> None:
+    options, start = ClientOptions(start=0.3, backoff=0.05), time.monotonic()
     with pytest.raises(RemoteError, match=r"no answer in 0\.3 s.*is the server running"):
         RemoteScorer(f"http://127.0.0.1:{free_port()}", options=options)
+    assert time.monotonic() - start < 3
+
+
+def test_connecting_has_a_time_of_its_own() -> None:
+    with socket.socket() as silent:  # its queue is full, so that no connection ever stands
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        address, start = silent.getsockname(), time.monotonic()
+        with contextlib.ExitStack() as waiting:
+            for _ in range(3):
+                caller = waiting.enter_context(socket.socket())
+                caller.setblocking(False)
+                caller.connect_ex(address)
+            options = ClientOptions(connect=0.2, start=0.3, backoff=0.05, timeout=30.0)
+            with pytest.raises(RemoteError, match=r"no connection in 0\.\d+ s"):
+                RemoteScorer("http://{}:{}".format(*address), options=options)
+        assert time.monotonic() - start < 3
+
+
+def test_an_answer_may_take_longer_than_connecting() -> None:
+    class Slow(Bright):
+        def score_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
+            time.sleep(0.3)
+            return super().score_tensor(x01, prompts)
+
+    with running(Slow(), ServerOptions(port=free_port(), token="t")) as url:
+        patient = RemoteScorer(url, "t", ClientOptions(connect=0.1, patience=0.1))
+        assert patient(torch.zeros(1, 3, 4, 4), "a").status == ("ok",)
+        hasty = RemoteScorer(url, "t", ClientOptions(timeout=0.1, patience=0.1, backoff=0.05))
+        assert (hasty(torch.zeros(1, 3, 4, 4), "a").status or ("",))[0].startswith("lost: ")
+
+
+def test_a_server_that_went_away_is_waited_for_once_in_a_call() -> None:
+    with running(Bright(), ServerOptions(port=free_port(), token="t")) as url:
+        remote = RemoteScorer(url, "t", ClientOptions(patience=0.4, backoff=0.05, chunk=1, workers=2))
+    start = time.monotonic()
+    found = remote(torch.zeros(60, 3, 4, 4), "a", chunk=60)
+    assert time.monotonic() - start < 5
+    assert all(word.startswith("lost: ") for word in found.status or ("",))
+    assert (found.status or ("",))[-1].endswith("gave no answer to pictures before")
+
+
+class Weighted(Bright):
+    """With a weight."""
+
+    def __init__(self, level: float) -> None:
+        super().__init__()
+        self.level = torch.nn.Parameter(torch.tensor(level))
+
+
+def test_what_is_served_is_known_by_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffalign.label.judges import load_judge
+
+    monkeypatch.setenv(TOKEN_VARIABLE, "t")
+    assert identity(Weighted(1.0)) == identity(Weighted(1.0)) != identity(Bright())
+    options = ServerOptions(port=free_port(), token="t")
+    with running(Weighted(1.0), options) as url:
+        remote, judge = RemoteScorer(url, "t"), load_judge(url)
+        assert remote(torch.zeros(1, 3, 4, 4), "a").status == ("ok",)
+        assert load_judge(url).id == judge.id
+    with running(Weighted(2.0), options):
+        found = remote(torch.zeros(1, 3, 4, 4), "a")
+        assert "another scorer or other weights" in (found.status or ("",))[0]
+        assert RemoteScorer(url, "t").identity != remote.identity
+        assert load_judge(url).id != judge.id
+
+
+def half_a_request(url: str, body: bytes, sent: int) -> socket.socket:
+    """A connection over which a part of a body went."""
+    host, port = url.removeprefix("http://").split(":")
+    caller = socket.create_connection((host, int(port)), timeout=10)
+    head = f"POST /score HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer t\r\n"
+    head += f"Content-Type: {SAFETENSORS}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    caller.sendall(head.encode() + body[:sent])
+    return caller
+
+
+def test_all_bodies_together_are_bounded() -> None:
+    limits = Limits(body=400_000)
+    body = encode([torch.rand(3, 170, 170)], ["a"])  # 347 kB
+    options = ServerOptions(port=free_port(), token="t", limits=limits, memory=800_000)
+    with running(Bright(), options) as url, ThreadPoolExecutor(1) as pool:
+        with half_a_request(url, body, 300_000), half_a_request(url, body, 300_000):
+            while health(url)["held"] < 600_000:
+                time.sleep(0.01)
+            status, answer = post(url, body)
+            assert status == 503
+            assert "come again" in answer["error"]
+            assert post(url, ONE)[0] == 200
+            remote = RemoteScorer(url, "t", ClientOptions(backoff=0.05, patience=20))
+            waiting = pool.submit(remote, torch.rand(1, 3, 170, 170), "a")
+            time.sleep(0.1)
+            assert not waiting.done()
+        assert waiting.result().status == ("ok",)  # what went away is held no longer
+        deadline = time.monotonic() + 5
+        while health(url)["held"] and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert health(url)["held"] == 0
+    with pytest.raises(ValueError, match="memory is 1 bytes, but one body may have"):
+        ServerOptions(memory=1)
+
+
+def test_pictures_count_by_what_they_unpack_to() -> None:
+    files = [encoded("PNG", (200, 200))] * 2  # some hundred bytes that become 960 kB
+    options = ServerOptions(port=free_port(), token="t", limits=Limits(body=500_000), memory=600_000)
+    with running(Bright(), options) as url:
+        status, answer = post(url, encode_npz(files, ["a"] * 2), NPZ)
+        assert status == 413, answer
+        assert post(url, encode_npz(files[:1], ["a"]), NPZ)[0] == 200
 
 
 def test_options_are_checked() -> None:
@@ -233,7 +358,7 @@ def test_the_client_goes_on_after_the_server_was_killed() -> None:
     second: list[subprocess.Popen[bytes]] = []
     try:
         remote = RemoteScorer(
-            f"http://127.0.0.1:{port}", options=ClientOptions(chunk=2, workers=2, backoff=0.05)
+            f"http://127.0.0.1:{port}", options=ClientOptions(chunk=2, workers=2, backoff=0.05, start=60.0)
         )
         seen: list[float] = []
         for i in range(60):
@@ -288,6 +413,24 @@ def test_formats_that_run_other_programs_are_not_opened() -> None:
     (found,), _ = decode(encode_npz([encoded("EPS", (4, 4))], ["a"]), NPZ, Limits())
     assert isinstance(found, Outcome)
     assert "no picture in a known format" in found.status
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_is_never_run(tmp_path: Path) -> None:
+    buffer, prompts = io.BytesIO(), np.frombuffer(b'["a"]', np.uint8)
+    np.savez(buffer, **{"image.0": np.array([Trap(tmp_path / "run")], dtype=object)}, prompts=prompts)
+    with pytest.raises(WireError, match="no npz of plain arrays"):
+        decode(buffer.getvalue(), NPZ, Limits())
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_taken_port_is_an_error_of_its_own() -> None:

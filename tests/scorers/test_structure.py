@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 import scorers
 from scorers.drm import DRM, DRMHeads
 from scorers.gpm import GPM, GPMHead, GPMOptions
-from scorers.losses_structure import gpm_loss, gpm_score
+from scorers.losses import pair_cross_entropy
+from scorers.losses_structure import gpm_score
 from scorers.nima import NIMA, NIMAOptions, moments
 from scorers.pickscore import PickScore
 from scorers.protocol import Scorer
@@ -104,7 +105,7 @@ def test_gpm_learns_a_circle_that_no_scalar_can_hold() -> None:
     optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
     for _ in range(60):
         v = head.embed(items)
-        loss = gpm_loss(v[first], v[second], torch.ones(3))
+        loss = pair_cross_entropy(gpm_score(v[first], v[second]) / 0.1, torch.ones(3)).mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -54,7 +54,20 @@ def rankings(n: int, seed: int) -> list[Ranking]:
     return rows
 
 
-@pytest.mark.parametrize("loss", ["pickscore", "hpsv2", "bradley-terry", "listwise"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "pickscore",
+        "hpsv2",
+        "bradley-terry",
+        "margin",
+        "ties",
+        "soft-choice",
+        "listwise",
+        "choice",
+        "ranking-hinge",
+    ],
+)
 def test_every_loss_learns_from_votes_and_rankings(loss: str) -> None:
     options = replace(OPTIONS, loss=loss, learning_rate=0.5, steps=12)
     for data in (bright_votes(32, 0), rankings(16, 0)):
@@ -119,8 +132,16 @@ def test_a_stopped_run_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.Monke
     again = Linear()
     assert train_scorer(again, votes, validation, options, resume=tmp_path) == wanted
     assert torch.equal(again.weight, whole.weight)
-    with pytest.raises(ValueError, match="of other votes or options"):
-        train_scorer(Linear(), votes, validation, replace(options, seed=1), resume=tmp_path)
+    other_picture = [votes[0]._replace(first=votes[0].second), *votes[1:]]
+    other_weights = Linear()
+    other_weights.weight.data += 0.1
+    for start, data, chosen in (
+        (Linear(), votes, replace(options, seed=1)),
+        (Linear(), other_picture, options),
+        (other_weights, votes, options),
+    ):
+        with pytest.raises(ValueError, match="of other votes, pictures, options or starting weights"):
+            train_scorer(start, data, validation, chosen, resume=tmp_path)
     (tmp_path / NAME).write_bytes(b"rubbish")
     with pytest.raises(ValueError, match="is damaged"):
         train_scorer(Linear(), votes, validation, options, resume=tmp_path)
@@ -132,6 +153,19 @@ def test_fit_leaves_no_resume_state(tmp_path: Path) -> None:
     assert sorted(f.name for f in tmp_path.iterdir()) == ["accuracy.json", "weight"]
     assert report["held_out"]["pairs_micro"] > 0.9
     assert 0 <= report["held_out"]["calibration_error"] < 0.5
+
+
+def test_a_finished_scorer_is_not_overwritten(tmp_path: Path) -> None:
+    prompts = tuple(f"{a}{b}" for a in "abcdefgh" for b in "ijklmnop")
+    votes, options = bright_votes(128, 0, prompts), replace(OPTIONS, steps=1)
+    fit(Linear(), votes, tmp_path / "out", options)
+    before = {f.name: f.read_bytes() for f in (tmp_path / "out").iterdir()}
+    with pytest.raises(FileExistsError, match=r"holds a trained scorer \(accuracy\.json\).*--out"):
+        fit(Linear(), votes, tmp_path / "out", options)
+    assert {f.name: f.read_bytes() for f in (tmp_path / "out").iterdir()} == before
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"notes\.txt, out, which is not overwritten"):
+        fit(Linear(), votes, tmp_path, options)
 
 
 def test_accelerate_gives_the_same_as_one_process(scorer: PickScore) -> None:

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from diffalign.world.scorer_studies import CIRCLE, adjusted_rand, circle_votes
-from diffalign.world.scorer_table import TablePlan, make_table, ratings
+from diffalign.world.scorer_studies import CIRCLE, adjusted_rand, circle_votes, rivals
+from diffalign.world.scorer_table import TablePlan, make_table, ratings, tower
 
 
 def test_adjusted_rand_by_hand() -> None:
@@ -28,6 +29,26 @@ def test_the_circle_has_no_best_colour() -> None:
     assert 0.4 < sum(v.label for v in votes) / 300 < 0.6
     assert {v.prompt for v in votes} == {"a circle"}
     assert [r.values for r in ratings(votes[:1])] == [(1 + 9 * votes[0].label,), (10 - 9 * votes[0].label,)]
+
+
+def test_the_order_turns_the_votes_on_first_and_last_round() -> None:
+    circle, order = (circle_votes(45, 0, cyclic=cyclic) for cyclic in (True, False))
+    pairs = list(zip(circle, order, strict=True))
+    assert all(torch.equal(torch.as_tensor(a.first), torch.as_tensor(b.first)) for a, b in pairs)
+    assert 0.2 < sum(a.label != b.label for a, b in pairs) / len(pairs) < 0.47
+
+
+def test_the_rivals_differ_in_form_alone() -> None:
+    both = rivals(tower(TablePlan()), 0)
+    count = {name: sum(p.numel() for p in scorer.head.parameters()) for name, scorer in both.items()}
+    assert 1 <= count["bradley_terry"] / count["gpm"] < 1.05
+    x = torch.rand(3, 3, 64, 64)
+    with torch.no_grad():
+        first, second = (both["bradley_terry"].compare_tensor(x, x.roll(i, 0), ["a"] * 3) for i in (1, 2))
+        cycle = both["gpm"].compare_tensor(x, x.roll(1, 0), ["a"] * 3).sum()
+    assert abs(float(first.sum())) < 1e-5  # worths of a round trip add up to nothing
+    torch.testing.assert_close(second, -first.roll(2, 0))
+    assert abs(float(cycle)) > 1e-6
 
 
 @pytest.mark.slow
