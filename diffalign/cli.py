@@ -19,6 +19,8 @@ from diffalign import cli_attention
 from diffalign.cli_scorers import register
 from diffalign.evaluate.command import evaluate
 from diffalign.gallery.command import gallery_app
+from diffalign.loop.command import loop
+from diffalign.votes.command import gallery_serve, votes_app
 
 app = typer.Typer(
     help="Align diffusion models with what people prefer.", no_args_is_help=True, rich_markup_mode="rich",
@@ -31,6 +33,9 @@ app.add_typer(recipes_app, name="recipes")
 app.add_typer(scorers_app, name="scorers")
 app.add_typer(bench_app, name="bench")
 app.add_typer(gallery_app, name="gallery")
+gallery_app.command("serve")(gallery_serve)
+app.add_typer(votes_app, name="votes")
+app.command()(loop)
 register(scorers_app, bench_app)
 cli_attention.register(bench_app)
 app.command()(evaluate)

@@ -20,7 +20,8 @@ from tests.tiny import tiny_folder
 
 COMMANDS = ["demo", "train", "cache", "generate", "score", "evaluate", "gallery write", "export", "options"]
 COMMANDS += ["doctor", "recipes list", "recipes copy", "scorers list", "scorers convert", "scorers serve"]
-COMMANDS += ["bench train", "bench score", "bench attention"]
+COMMANDS += ["bench train", "bench score", "bench attention", "gallery serve"]
+COMMANDS += ["votes check", "votes summary", "votes explain", "votes to-dataset", "loop"]
 runner = CliRunner()
 
 
@@ -70,6 +71,8 @@ def test_help_has_an_example(command: str) -> None:
         (["demo", "--taste", "huge"], "no taste 'huge'"),
         (["score", "nowhere.png", "--prompt", "x", "--scorer", "shapes-large"], "nowhere.png"),
         (["score", "x.png", "--prompt", "x", "--scorer", "pikscore"], "did you mean 'pickscore'"),
+        (["votes", "check", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
+        (["loop", "--objective", "ppo"], "it must be dpo or kto"),
     ],
 )
 def test_wrong_use_is_one_clear_line(arguments: list[str], message: str) -> None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
 
 from rich.console import Console
 
@@ -34,13 +30,14 @@ def write_all(request: Request, judged: Judged, report: Report, console: Console
     show_report(report, wide)
     show_details(report, wide)
     gallery = write_gallery(request.output, report)
-    for file in ("report.json", "report.md", *([gallery.name] if gallery else [])):
+    for file in ("report.json", "report.md", gallery.name):
         console.print(f"{request.output / file}", highlight=False, markup=False)
 
 
-def write_gallery(output: Path, report: Report) -> Path | None:
+def write_gallery(output: Path, report: Report) -> Path:
     """Write the gallery of a folder of results."""
-    if find_spec("diffalign.gallery") is None:
-        return None
-    write = cast(Callable[..., Path], import_module("diffalign.gallery.write").write_gallery_of)
-    return write([output], output / "gallery.html", report=report, title=output.name, overwrite=True)
+    from diffalign.gallery.write import write_gallery_of
+
+    return write_gallery_of(
+        [output], output / "gallery.html", report=report, title=output.name, overwrite=True
+    )

@@ -1,0 +1,1 @@
+"""The whole loop: generate, look, vote, turn votes into preferences, train, evaluate, and again."""
