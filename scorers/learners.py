@@ -254,6 +254,16 @@ class ConditionLearner(Learner):
         dims = [dim or scorer.dims[0] for dim in asked.dims]
         return scorer.score_conditions(asked.pictures, asked.prompts, dims)
 
+    def groups(self, options: TrainOptions) -> list[dict[str, Any]]:
+        """See Learner; the cross model, which starts anew beside trained towers, at ``head_rate``."""
+        rate = options.learning_rate if options.head_rate is None else options.head_rate
+        new = {id(p) for name, p in self.named_parameters() if "cross_model" in name}
+        return [
+            {**group, "params": [p for p in group["params"] if (id(p) in new) == own], "lr": lr}
+            for group in super().groups(options)
+            for own, lr in ((False, options.learning_rate), (True, rate))
+        ]
+
     def tame(self) -> None:
         """See TowerLearner."""
         bound_scale(self.scorer)

@@ -54,8 +54,9 @@ class MpsOptions:
     """Words of the prompt count whose likeness to the condition is above this share of the likest word's;
     0.3 in the published evaluation, 0.01 in the published training."""
     read_condition: bool = False
-    """Let the picture look at the words of the condition too. In the published model a condition acts only
-    by the words that it hides, which has no gradient; models of one's own tastes learn far better so."""
+    """Let the picture look at the words of the condition too, and compare it with prompt and condition
+    together, the sum of their features. In the published model a condition acts only by the words that it
+    hides, which has no gradient; models of one's own tastes learn far better so."""
     layers: int = 4
     heads: int = 16
     dim_head: int = 64
@@ -217,14 +218,14 @@ class Mps(ScorerBase):
         return out
 
     def compare_tokens(self, image: Tensor, text: Tensor, condition: Tensor) -> Tensor:
-        """(B,) float32 scores of tokens (B, Q, D), (B, L + 1, D) and of the condition (B, L, D)."""
-        mask = word_mask(text[:, :-1], condition, self.options.threshold)
-        context = text[:, :-1]
+        """(B,) float32 scores of tokens (B, Q, D), (B, L + 1, D) and of the condition (B, L + 1, D)."""
+        context, aim, words = text[:, :-1], text[:, -1], condition[:, :-1]
+        mask = word_mask(context, words, self.options.threshold)
         if self.options.read_condition:
-            context = torch.cat([context, condition], 1)
-            mask = F.pad(mask, (0, condition.shape[1]))
+            context, aim = torch.cat([context, words], 1), aim + condition[:, -1]
+            mask = F.pad(mask, (0, words.shape[1]))
         found = self.towers.cross_model(image, context, mask)[:, 0]
-        cos = F.cosine_similarity(found.float(), text[:, -1].float(), dim=-1)
+        cos = F.cosine_similarity(found.float(), aim.float(), dim=-1)
         return self.scale() * cos
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
@@ -246,12 +247,12 @@ class Mps(ScorerBase):
                 os.replace(file, folder / file.name)
 
     def _condition(self, dims: Iterable[str]) -> Tensor:
-        """(B, L, D) tokens of the words of each dimension."""
+        """(B, L + 1, D) tokens of the words of each dimension, see ``text_tokens``."""
         names = list(dims)
         unknown = sorted(set(names) - set(self.dims))
         if unknown:
             raise ValueError(f"this MPS has no condition {unknown[0]!r}; it has {', '.join(self.dims)}")
-        return self.encode_texts([self.options.conditions[name] for name in names])[:, :-1]
+        return self.encode_texts([self.options.conditions[name] for name in names])
 
 
 def word_mask(text: Tensor, condition: Tensor, threshold: float) -> Tensor:

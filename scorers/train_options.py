@@ -25,7 +25,7 @@ class TrainOptions:
     """Comparisons per step, over all processes."""
     learning_rate: float = 3e-6
     head_rate: float | None = None
-    """Rate of tables (PAL's people and prototypes); None is ``learning_rate``."""
+    """Rate of what starts anew: PAL's people and prototypes, MPS's cross model; None is ``learning_rate``."""
     warmup: int = 500
     """Steps of linear warm-up; the rate then falls to 0 at the last step."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"

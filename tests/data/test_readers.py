@@ -88,6 +88,7 @@ def test_samples_are_recognised(name: str) -> None:
 
 def test_every_reader_is_found_and_says_what_it_reads() -> None:
     assert readers.names() == [
+        "event_log",
         "folder",
         "folder_wl",
         "hpdv2",
