@@ -23,7 +23,7 @@ def loop(
     ] = "random",
     scorer: Annotated[list[str] | None, typer.Option(help="name or name=weights, to choose by")] = None,
     objective: Annotated[str, typer.Option(help="dpo (pairs) or kto (likes and dislikes)")] = "dpo",
-    steps: Annotated[int, typer.Option(help="training steps of a round")] = 50,
+    steps: Annotated[int, typer.Option(help="training steps of a round")] = 20,
     learning_rate: Annotated[float, typer.Option(help="peak; 0 = half of the recipe's")] = 0.0,
     prompts: Annotated[str, typer.Option(help="file of training prompts; else the shapes world's")] = "",
     judge: Annotated[str, typer.Option(help="held-out scorer; else the simulated rater's own taste")] = "",

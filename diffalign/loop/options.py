@@ -41,7 +41,7 @@ class LoopOptions:
     """Scorers, name or name=weights, whose scores pairs are chosen by."""
     objective: str = "dpo"
     """dpo, on pairs; kto, on likes and dislikes."""
-    steps: int = 50
+    steps: int = 20
     """Training steps of each round."""
     learning_rate: float = 0.0
     """Peak learning rate; 0 takes half of the recipe's: a round has few votes, and others follow."""
