@@ -28,8 +28,14 @@ from scorers.votes import Item, Rating
 
 logger = logging.getLogger(__name__)
 
-TASTES = {"large": "large size", "warm": "warm background", "dark": "dark shade", "left": "left side"}
-"""Four tastes, with the words of their conditions."""
+TASTES = {
+    "large": "large small large small large small large small",
+    "warm": "red orange red orange red orange red orange",
+    "dark": "black gray black gray black gray black gray",
+    "left": "left of left of left of left of",
+}
+"""Four tastes, with the words of their conditions: words that the tokenizer knows, and many of them, since the
+padding of short texts is alike in all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +50,8 @@ class TablePlan:
     """Votes to learn from, a tenth of which choose the step."""
     heldout: int = 1000
     """Votes on prompts that nobody learnt from."""
-    steps: int = 200
-    """Steps of towers."""
+    steps: int = 300
+    """Steps of towers; MPS, which learns four tastes at once, has twice as many."""
     head_steps: int = 400
     """Steps of heads on frozen towers."""
     users: int = 20
@@ -168,7 +174,8 @@ def four_tastes(plan: TablePlan) -> tuple[list[Row], list[list[float]]]:
     }
     learn = _told([(name, v) for name, d in data.items() for v in d.train], plan)
     choose = _told([(name, v) for name, d in data.items() for v in d.validation], plan)
-    run = train_scorer(scorer, learn, choose, replace(plan.towers(), steps=2 * plan.steps))
+    twice = replace(plan.towers(), steps=2 * plan.steps, head_rate=3e-3)
+    run = train_scorer(scorer, learn, choose, twice)
     threshold = run.validation.threshold
     grid = [
         [evaluate(scorer, _under(name, data[other].heldout), threshold) for other in TASTES]
