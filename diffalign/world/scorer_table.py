@@ -34,8 +34,8 @@ TASTES = {
     "dark": "black gray black gray black gray black gray",
     "left": "left of left of left of left of",
 }
-"""Four tastes, with the words of their conditions: words that the tokenizer knows, and many of them, since the
-padding of short texts is alike in all."""
+"""Four tastes, with the words of their conditions: words that the tokenizer knows, and many of them, since
+the padding of short texts is alike in all."""
 
 
 @dataclass(frozen=True, kw_only=True)
