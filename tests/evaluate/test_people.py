@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from diffalign.evaluate.people import calibration, read_ballot, win_rates
 from diffalign.evaluate.details import as_range
+from diffalign.evaluate.people import calibration, read_ballot, win_rates
 from diffalign.evaluate.results import Row
 from diffalign.votes.rows import Shown, Vote, VoteError, read_votes, to_lines
 from diffalign.votes.summary import summarise

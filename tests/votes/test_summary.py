@@ -1,10 +1,8 @@
 """votes summary: win rates with both-bad apart, crossed intervals, agreement, strengths."""
 
 import json
-import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
