@@ -102,10 +102,10 @@ def _against(ballot: Ballot, base: str, model: str) -> dict[str, Any] | None:
 def _for_model(ballot: Ballot, base: str, model: str) -> tuple[Floats, list[int]]:
     """Outcomes for the model of the votes on it and the base, and the numbers of those votes."""
     won, chosen = [], []
-    for i, (vote, outcome) in enumerate(zip(ballot.votes, ballot.outcome, strict=True)):
+    for i, (vote, worth) in enumerate(zip(ballot.votes, ballot.outcome, strict=True)):
         pair = (vote.a.model, vote.b.model)
         if sorted(pair) == sorted((base, model)):
-            won.append(outcome if vote.a.model == model else 1 - outcome)
+            won.append(worth if vote.a.model == model else 1 - worth)
             chosen.append(i)
     return np.array(won), chosen
 

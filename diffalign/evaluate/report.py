@@ -216,12 +216,8 @@ def source_commit(root: Path) -> str | None:
     words = ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
         # No lock is taken: somebody may be at work in the checkout.
-        found = subprocess.run(
-            ["git", "--no-optional-locks", "-C", str(root), *words],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        git = ["git", "--no-optional-locks", "-C", str(root)]
+        found = subprocess.run([*git, *words], capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return None
     return found.stdout.strip() if found.returncode == 0 else None

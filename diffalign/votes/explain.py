@@ -208,8 +208,8 @@ def _few(prompts: Sized, weights: Sized) -> list[str]:
     if len(prompts) > len(weights) + 1:
         return []
     return [
-        f"{len(prompts)} prompts for {len(weights)} features: intervals are too narrow; collect votes on more "
-        "prompts, or explain by fewer features"
+        f"{len(prompts)} prompts for {len(weights)} features: intervals are too narrow; collect votes "
+        "on more prompts, or explain by fewer features"
     ]
 
 

@@ -40,7 +40,7 @@ Measure = Callable[[Sequence[Voted]], Mapping[str, Floats]]
 
 
 def image_features(pictures: Sequence[Voted]) -> dict[str, Floats]:
-    """Brightness, contrast, saturation and high frequencies, each (N,) in [0, 1], as evaluations measure them.
+    """Brightness, contrast, saturation and high frequencies, each (N,) in [0, 1], as `evaluate` has them.
 
     Raises:
         VoteError: a picture of less than 4 pixels a side.

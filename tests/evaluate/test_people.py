@@ -109,7 +109,7 @@ def test_votes_of_another_gallery(tmp_path: Path) -> None:
 
 
 def test_the_same_votes_count_as_in_votes_summary(tmp_path: Path) -> None:
-    """Last words, votes taken back, and nothing of a rater who fails the anchors: one rule for both commands."""
+    """Last words, votes taken back, and nothing of a rater who fails the anchors, for both commands."""
     later = [vote(0, "base", "good", "a", 10), vote(1, "odd", "base", "skip", 11)]
     careless = [vote(i, "base", "good", "a", 20 + i, rater="careless") for i in range(6)]
     careless.append(vote(0, "good", "good", "b", 30, anchor="a", rater="careless"))

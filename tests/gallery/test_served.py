@@ -22,6 +22,7 @@ import pytest
 from diffalign.evaluate.results import prompt_id
 from diffalign.gallery.write import page_of
 from diffalign.votes.rows import Vote, parse_vote, read_votes
+from diffalign.votes.store import export_votes
 from tests.gallery.conftest import write_results
 
 if TYPE_CHECKING:
@@ -201,6 +202,7 @@ class Served:
             "--votes",
             str(votes),
         ]
+        self.votes = votes
         self.address = f"http://127.0.0.1:{self.port}/"
         self.start()
 
@@ -215,7 +217,7 @@ class Served:
         self.process.wait(10)
 
     def export(self, file: Path) -> list[Vote]:
-        subprocess.run([*self.command, "--export", str(file)], check=True, capture_output=True)
+        export_votes(self.votes, file)
         return read_votes([file])
 
 
