@@ -21,6 +21,7 @@ def odd_sizes() -> list[Record]:
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd"])
+@pytest.mark.slow
 def test_the_yardstick_runs(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "read_records", lambda *_: odd_sizes())
     config = load_recipe(recipe(family, tmp_path, tmp_path / "run"), ["batch=2"])

@@ -190,6 +190,7 @@ def lora8(folder: Path, where: Path) -> str:
     return str(where)
 
 
+@pytest.mark.slow
 def test_a_first_stage_belongs_to_the_identity_of_the_base(folder: Path, tmp_path: Path) -> None:
     model, stage = tiny_folder("sd", folder), lora8(folder, tmp_path / "first")
     plain = load_policy(model, {"rank": 2})
@@ -228,6 +229,7 @@ def test_a_base_kept_without_a_reference(folder: Path) -> None:
 
 @pytest.mark.parametrize("family", ["sd", "sdxl", "sd3"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.slow
 def test_half_precision_is_close_to_fp32(family: str, dtype: torch.dtype, folder: Path) -> None:
     model, prompts = tiny_folder(family, folder), ["a red circle"]
     exact = load_policy(model, {"rank": 2}).generate(prompts, [5], steps=2)

@@ -27,6 +27,7 @@ def test_a_run_opens_with_its_trained_weights(adapter: str, tmp_path: Path) -> N
         torch.testing.assert_close(policy.trainable()[key], value, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_exports_go_to_new_folders_only(tmp_path: Path) -> None:
     run = tiny_run("sd", tmp_path, tmp_path / "run", "steps=2")
     export_again(run.dir, tmp_path / "kohya", merged=False, kohya=True)

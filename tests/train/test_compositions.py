@@ -166,6 +166,7 @@ def test_parts_that_do_not_fit_are_named(override: str, message: str, tmp_path: 
         load_recipe(content, overrides)
 
 
+@pytest.mark.slow
 def test_margins_and_regions_of_records_reach_the_loss(folder: Path, tmp_path: Path) -> None:
     plain = records_of("pairs")
     margin = [replace(r, margin=2.0) for r in plain]
@@ -205,6 +206,7 @@ def test_a_moving_reference_is_resumed_exactly(kind: str, folder: Path, tmp_path
     assert off[5]["loss"] != pytest.approx(lines[0][5]["loss"], rel=1e-4)  # the reference did move
 
 
+@pytest.mark.slow
 def test_npo_learns_the_opposite_and_guides_away_from_it(folder: Path, tmp_path: Path) -> None:
     judge = "tests.train.runs:Brightness"
     evaluation = f"evaluate={{prompts: 2, seeds: 2, steps: 2, judges: ['{judge}']}}"

@@ -92,6 +92,7 @@ def test_fewer_prompts_than_asked_for_are_said_and_named(
     assert "4 prompts to evaluate on, not the 5 asked for" in caplog.text
 
 
+@pytest.mark.slow
 def test_prompts_that_are_trained_on_are_said_and_select_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -116,6 +117,7 @@ def test_prompts_that_are_trained_on_are_said_and_select_nothing(
         align(content, records=given)
 
 
+@pytest.mark.slow
 def test_bench_measures_phases(tmp_path: Path) -> None:
     lines = list(bench(write(world_recipe(tmp_path, tmp_path / "x"), tmp_path / "r.yaml"), [], 2, True))
     assert [line.split("  ")[0] for line in lines[:4]] == ["device", "step", "share", "peak memory"]

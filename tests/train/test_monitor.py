@@ -65,6 +65,7 @@ def test_figures_come_one_step_late() -> None:
     assert reader.flush() is None
 
 
+@pytest.mark.slow
 def test_a_diverging_run_keeps_its_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +107,7 @@ def test_skipped_steps_are_pardoned_for_a_while() -> None:
         resumed.watch(9, overflow, [])
 
 
+@pytest.mark.slow
 def test_an_overflow_of_the_loss_scaler_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make = aligning.make_accelerator
 

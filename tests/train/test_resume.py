@@ -130,6 +130,7 @@ def test_half_written_and_foreign_checkpoints_are_refused(folder: Path, tmp_path
         tiny_run("sd", folder, tmp_path / "x", resume=tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
     run = tiny_run("sd", folder, tmp_path / "run", "steps=2")
     before = (run.dir / "config.yaml").read_text()
@@ -150,6 +151,7 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(folder: Path, tmp_path: 
     assert (run.dir / "config.yaml").read_text() == before
 
 
+@pytest.mark.slow
 def test_the_recipe_beside_a_resumed_run_is_the_one_that_ran(folder: Path, tmp_path: Path) -> None:
     run = tiny_run("sd", folder, tmp_path / "run", "steps=2")
     tiny_run("sd", folder, tmp_path / "x", "steps=3", resume=run.dir)
@@ -157,6 +159,7 @@ def test_the_recipe_beside_a_resumed_run_is_the_one_that_ran(folder: Path, tmp_p
     assert "\nsteps: 2\n" in (run.dir / "config-until-step-000002.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_going_back_sets_later_checkpoints_aside(folder: Path, tmp_path: Path) -> None:
     run = tiny_run("sd", folder, tmp_path / "run", "steps=4", "checkpoint_every=1", "keep_checkpoints=9")
     start = run.dir / "checkpoints" / "step-000002"

@@ -72,6 +72,7 @@ def test_full_training_and_precisions(precision: str, folder: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.slow
 def test_full_training_without_reference_is_compared_with_its_base(
     precision: str, folder: Path, tmp_path: Path
 ) -> None:
@@ -92,6 +93,7 @@ def test_fp16_without_a_gpu_is_refused_early(
         tiny_run("sd", folder, tmp_path / "run", "precision=fp16")
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +161,7 @@ def test_winners_of_pairs_train_sft(folder: Path, tmp_path: Path) -> None:
     assert "accuracy" not in rows(run.dir)[0]
 
 
+@pytest.mark.slow
 def test_metrics_do_not_depend_on_validation(folder: Path, tmp_path: Path) -> None:
     from tests.train.runs import recipe
 

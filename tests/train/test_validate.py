@@ -61,6 +61,7 @@ def test_the_best_is_kept_exported_and_known_after_a_resume(
     assert json.dumps(saved(resumed.dir, 10).meta["best"]) == json.dumps(saved(run.dir, 6).meta["best"])
 
 
+@pytest.mark.slow
 def test_pictures_of_validation_are_those_of_the_average(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +88,7 @@ def trained(policy: Any) -> Any:
     return policy.trainable().items()
 
 
+@pytest.mark.slow
 def test_a_judge_to_whom_all_seeds_are_alike_warns_only(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

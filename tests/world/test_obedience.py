@@ -42,6 +42,7 @@ def test_obedience_is_the_share_of_right_pictures() -> None:
 
 
 @pytest.mark.parametrize(("name", "family"), [("unet", "sd"), ("dit", "sd3")])
+@pytest.mark.slow
 def test_examine_states_it_in_notes_and_card(name: str, family: str, tmp_path: Path) -> None:
     Path(tiny_folder(family, tmp_path)).rename(tmp_path / name)
     note(tmp_path, name, {"step": 7})
@@ -56,6 +57,7 @@ def test_examine_states_it_in_notes_and_card(name: str, family: str, tmp_path: P
     assert ("max_sequence_length=32" in card) == (name == "dit")
 
 
+@pytest.mark.slow
 def test_reconstructions_are_read_by_the_oracle(tmp_path: Path) -> None:
     shutil.copytree(Path("samples/shapes/unet/vae"), tmp_path / "unet" / "vae")
     found = examine_vae(tmp_path, pictures=40)

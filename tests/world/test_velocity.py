@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from diffusers import DiffusionPipeline
 
 from diffalign.world.velocity import SIGMAS, dit_velocity, velocity_errors
 
 
+@pytest.mark.slow
 def test_both_pipelines_know_most_of_the_velocity_and_least_of_it_in_noise() -> None:
     found = velocity_errors(Path("samples/shapes"), pictures=12)
     assert list(found) == [f"{s:g}" for s in SIGMAS]
@@ -18,6 +20,7 @@ def test_both_pipelines_know_most_of_the_velocity_and_least_of_it_in_noise() -> 
         assert errors[-1] == max(errors)
 
 
+@pytest.mark.slow
 def test_the_velocity_is_that_of_each_row() -> None:
     pipeline = DiffusionPipeline.from_pretrained("samples/shapes/dit").to(torch.float32)
     x, sigma = torch.randn(2, 8, 8, 8), torch.tensor([0.5, 0.9]).view(2, 1, 1, 1)
