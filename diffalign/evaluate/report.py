@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -190,14 +191,36 @@ def write_atomic(path: Path, text: str) -> Path:
 
 
 def installed_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that shape a result, without importing them."""
+    """Return the versions of Python and of the packages that shape a result, without importing them.
+
+    Where diffalign runs from a git checkout, ``commit`` is its commit.
+    """
     found = {"python": platform.python_version()}
+    if commit := source_commit(Path(__file__).parents[2]):
+        found["commit"] = commit
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def source_commit(root: Path) -> str | None:
+    """Return the git commit of a checkout, with ``+`` where files differ from it; None for an installed copy.
+
+    None also where git is missing or will not read the checkout.
+    """
+    if not (root / ".git").exists():
+        return None
+    words = ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    try:
+        # No lock is taken: somebody may be at work in the checkout.
+        git = ["git", "--no-optional-locks", "-C", str(root)]
+        found = subprocess.run([*git, *words], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None
 
 
 HEADER = ("judge", "", "win rate [95 %]", "W/T/L", "gain in s.d.", "zero margin", "p", "regressed")

@@ -52,9 +52,8 @@ def write(
 def _written(
     runs: list[Path], output: Path, title: str, embed_limit: int, overwrite: bool, prompts: int
 ) -> Path:
-    from diffalign.evaluate.report import load_report
     from diffalign.evaluate.results import NAME
-    from diffalign.gallery.write import write_gallery_of
+    from diffalign.gallery.write import report_in, write_gallery_of
 
     if len(runs) == 1 and not (runs[0] / NAME).exists() and (runs[0] / "config.yaml").exists():
         from diffalign.train.again import gallery_again  # brings torch
@@ -62,8 +61,6 @@ def _written(
         return gallery_again(runs[0], output, prompts, title=title, overwrite=overwrite)
     if prompts:
         raise ValueError("--prompts is for a training run: results are shown whole")
-    file = runs[0] / "report.json"
-    report = load_report(file) if len(runs) == 1 and file.exists() else None
     return write_gallery_of(
-        runs, output, report=report, title=title, embed_limit=embed_limit, overwrite=overwrite
+        runs, output, report=report_in(runs), title=title, embed_limit=embed_limit, overwrite=overwrite
     )

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffalign.evaluate.report import Report, write_atomic
+from diffalign.evaluate.report import Report, load_report, write_atomic
 from diffalign.gallery.folders import Joined, join
 from diffalign.gallery.items import GalleryItem, content_of
 from diffalign.gallery.payload import gallery_hash, payload
@@ -94,9 +94,20 @@ def page_of(folders: Sequence[Path], *, title: str = "", server: bool = True) ->
     Raises:
         ResultsError: see ``folders.join``.
     """
-    content = embedded(join(folders), None)
+    report = report_in(folders)
+    content = embedded(join(folders, None if report is None else report["base"]), None)
     assert content is not None  # without a limit it always is
-    return render(payload(content, None, title), server=server), gallery_hash(content)
+    return render(payload(content, report, title), server=server), gallery_hash(content)
+
+
+def report_in(folders: Sequence[Path]) -> Report | None:
+    """Return the report of a folder of results; None without one, and of several folders.
+
+    Raises:
+        ReportError: it is damaged.
+    """
+    file = folders[0] / "report.json"
+    return load_report(file) if len(folders) == 1 and file.exists() else None
 
 
 def _with_folder(joined: Joined, output: Path, folder: Path, report: Report | None, title: str) -> Path:

@@ -75,7 +75,9 @@ def cells(result: RoundResult) -> tuple[str, ...]:
 
 
 def show_rounds(results: Sequence[RoundResult], console: Console) -> None:
-    """Print a line per round."""
+    """Print a line per round; nothing before the first is through."""
+    if not results:
+        return
     table = Table(*HEADER, box=None)
     for result in results:
         table.add_row(*cells(result))

@@ -8,7 +8,7 @@ with each feature's difference in units of its own root mean square s and l = +1
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
@@ -129,7 +129,7 @@ def explain(
         left=float(1 / (1 + np.exp(-fit.weights[-1]))),
         accuracy=float(right.mean()) if decided.any() else float("nan"),
         separated=fit.separated,
-        notes=(*notes, *_warnings(fit, weights, int(decided.sum()), ridge)),
+        notes=(*notes, *_warnings(fit, weights, int(decided.sum()), ridge), *_few(prompts, weights)),
     )
 
 
@@ -201,6 +201,16 @@ def _interval(fit: Fit, i: int) -> Interval:
     value, error = float(fit.weights[i]), float(fit.errors[i])
     half = NormalDist().inv_cdf(1 - ALPHA / 2) * error
     return Interval(value=value, low=value - half, high=value + half)
+
+
+def _few(prompts: Sized, weights: Sized) -> list[str]:
+    """Say where clusters are too few: the clustered covariance then has no full rank, and is too small."""
+    if len(prompts) > len(weights) + 1:
+        return []
+    return [
+        f"{len(prompts)} prompts for {len(weights)} features: intervals are too narrow; collect votes "
+        "on more prompts, or explain by fewer features"
+    ]
 
 
 def _warnings(fit: Fit, weights: Sequence[Weight], decided: int, ridge: float) -> list[str]:

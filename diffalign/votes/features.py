@@ -32,31 +32,28 @@ class Voted:
             return np.asarray(image.convert("RGB"), dtype=np.float64) / 255
 
 
+STATISTICS = ("brightness", "contrast", "saturation", "high_frequency")
+"""Image statistics that explain votes; the others go along with these so far that weights would be unsure."""
+
 Measure = Callable[[Sequence[Voted]], Mapping[str, Floats]]
 """(N,) values by name, NaN where a picture has none."""
 
 
-def image_statistics(pictures: Sequence[Voted]) -> dict[str, Floats]:
-    """Brightness, contrast, saturation and high frequencies, each (N,) in [0, 1].
+def image_features(pictures: Sequence[Voted]) -> dict[str, Floats]:
+    """Brightness, contrast, saturation and high frequencies, each (N,) in [0, 1], as `evaluate` has them.
 
-    High frequencies are the root mean square of the luminance less its mean over 3 x 3 pixels.
+    Raises:
+        VoteError: a picture of less than 4 pixels a side.
     """
-    rows = np.array([_statistics(p.rgb()) for p in pictures])
-    names = ("brightness", "contrast", "saturation", "high frequencies")
-    return {f"image {name}": rows[:, i] for i, name in enumerate(names)}
+    import torch
 
+    from diffalign.evaluate.image_statistics import image_statistics
 
-def _statistics(rgb: Floats) -> tuple[float, float, float, float]:
-    light = rgb @ np.array([0.299, 0.587, 0.114])
-    top = rgb.max(2)
-    saturation = np.where(top > 0, (top - rgb.min(2)) / np.maximum(top, 1e-9), 0.0)
-    padded = np.pad(light, 1, mode="edge")
-    height, width = light.shape
-    around = sum(padded[i : i + height, j : j + width] for i in range(3) for j in range(3)) / 9
-    return (
-        float(light.mean()), float(light.std()), float(saturation.mean()),
-        float(np.sqrt(((light - around) ** 2).mean())),
-    )  # fmt: skip
+    try:
+        found = [image_statistics(torch.from_numpy(p.rgb()).permute(2, 0, 1)[None]) for p in pictures]
+    except ValueError as error:
+        raise VoteError(f"no image statistics: {error}") from error
+    return {f"image {s.replace('_', ' ')}": np.array([float(f[s]) for f in found]) for s in STATISTICS}
 
 
 def oracle_measures(pictures: Sequence[Voted]) -> dict[str, Floats]:
@@ -93,7 +90,7 @@ def result_scores(pictures: Sequence[Voted]) -> dict[str, Floats]:
 
 MEASURES: dict[str, Measure] = {
     "oracle": oracle_measures,
-    "image": image_statistics,
+    "image": image_features,
     "scores": result_scores,
 }
 """What ``votes explain --features`` names."""

@@ -51,7 +51,7 @@ class Schedule:
         self.random = choose == "random"
         self.voted: Counter[Place] = Counter()
         self.handed: dict[str, Place] = {}
-        self.seen: dict[tuple[str, str], set[Place]] = {}
+        self.seen: dict[tuple[str, str], Counter[Place]] = {}
         self._lock = threading.Lock()
 
     def record(self, vote: Vote) -> None:
@@ -62,9 +62,19 @@ class Schedule:
         with self._lock:
             self.voted[place] += 1
             for aspect in (vote.aspect, ANY):
-                self.seen.setdefault((vote.rater, aspect), set()).add(place)
+                self.seen.setdefault((vote.rater, aspect), Counter())[place] += 1
             if self.handed.get(vote.rater) == place:
                 del self.handed[vote.rater]
+
+    def forget(self, vote: Vote) -> None:
+        """Undo ``record`` of a vote that was taken back."""
+        if vote.anchor is not None or vote.repeat_of is not None:
+            return
+        place = place_of(vote.prompt_id, vote.seed, vote.a.model, vote.b.model)
+        with self._lock:
+            self.voted[place] -= 1
+            for aspect in (vote.aspect, ANY):
+                self.seen[vote.rater, aspect][place] -= 1
 
     def next(self, rater: str, aspect: str = ANY) -> Candidate | None:
         """The pair to show, None where the rater has seen all (for the aspect, where one is named).
@@ -73,11 +83,9 @@ class Schedule:
         chooser decides, and at random each rater has an order of its own.
         """
         with self._lock:
-            seen, before = (
-                self.seen.get((rater, aspect), set()),
-                Counter(place for other, place in self.handed.items() if other != rater),
-            )
-            left = [i for i, place in enumerate(self.places) if place not in seen]
+            seen = self.seen.get((rater, aspect), Counter())
+            before = Counter(place for other, place in self.handed.items() if other != rater)
+            left = [i for i, place in enumerate(self.places) if not seen[place]]
             if not left:
                 self.handed.pop(rater, None)
                 return None

@@ -1,7 +1,8 @@
 """``gallery serve``: the gallery for several raters on one machine, whose votes are on disk at once.
 
 ``GET /`` is the page. ``POST /votes`` takes one vote as JSON and answers 201, or 200 where it was there
-already, with how many votes its rater has; ``GET /votes?rater=ID`` gives votes as JSON lines, of all raters
+already, with how many votes its rater has; ``DELETE /votes`` takes that vote back, also before it came;
+``GET /votes?rater=ID`` gives votes as JSON lines, of all raters
 without ``rater``; ``GET /next?rater=ID`` the pair to show (of one aspect with ``&aspect=``), 204 when there
 is none; ``GET /health`` needs no token.
 """
@@ -101,7 +102,7 @@ def serve(
     from diffalign.gallery.write import page_of
 
     options = options or ServeOptions()
-    page, gallery = page_of(folders, server=True)
+    page, gallery = page_of(folders)
     store = VoteStore(votes)
     try:
         service = Service(page, gallery, find_pictures(folders), store, options)
@@ -140,6 +141,7 @@ def make_app(service: Service) -> FastAPI:
         Route("/", service.page, methods=["GET"]),
         Route("/health", service.health, methods=["GET"]),
         Route("/votes", service.add, methods=["POST"]),
+        Route("/votes", service.withdraw, methods=["DELETE"]),
         Route("/votes", service.votes, methods=["GET"]),
         Route("/next", service.next, methods=["GET"]),
     ]
@@ -200,6 +202,19 @@ class Service:
             if new:
                 self.schedule.record(vote)
             return JSONResponse({"count": count}, 201 if new else 200)
+
+        return await self._answer(request, answer)
+
+    async def withdraw(self, request: Any) -> Any:
+        """Take one vote back."""
+        from starlette.responses import JSONResponse
+
+        async def answer() -> Any:
+            vote, _ = self.checked(await self._body(request))
+            counted, count = await asyncio.to_thread(self.store.withdraw, vote)
+            if counted:
+                self.schedule.forget(vote)
+            return JSONResponse({"count": count})
 
         return await self._answer(request, answer)
 

@@ -17,6 +17,9 @@ CREATE TABLE IF NOT EXISTS votes (
     number INTEGER PRIMARY KEY, identity TEXT NOT NULL UNIQUE, rater TEXT NOT NULL, row TEXT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS votes_of ON votes (rater, number);
+CREATE TABLE IF NOT EXISTS withdrawn (identity TEXT PRIMARY KEY);
+CREATE VIEW IF NOT EXISTS counted AS
+    SELECT * FROM votes WHERE identity NOT IN (SELECT identity FROM withdrawn);
 """
 BUSY = 30.0
 """Seconds to wait for another process that writes."""
@@ -25,6 +28,7 @@ BUSY = 30.0
 class VoteStore:
     """A file of votes. Votes are only ever added, so that no two tabs or raters can overwrite each other.
 
+    A vote that is taken back stays in the file too, and is marked.
     Calls from several threads wait for one another.
     """
 
@@ -52,7 +56,8 @@ class VoteStore:
     def add(self, vote: Vote, row: str) -> tuple[bool, int]:
         """Store a vote and return whether it is new, and how many its rater has now.
 
-        It is on disk when this returns. The same vote again changes nothing.
+        It is on disk when this returns. The same vote again changes nothing, and neither does one that was
+        taken back before it came.
 
         Args:
             vote: the vote.
@@ -60,21 +65,33 @@ class VoteStore:
                 time is written.
         """
         with self._all_or_nothing() as db:
-            new = db.execute(
+            before = _count(db, vote.rater)
+            db.execute(
                 "INSERT OR IGNORE INTO votes (identity, rater, row) VALUES (?, ?, ?)",
                 (identity(vote), vote.rater, row),
             )
-            (count,) = db.execute("SELECT count(*) FROM votes WHERE rater = ?", (vote.rater,)).fetchone()
-        return new.rowcount == 1, int(count)
+            count = _count(db, vote.rater)
+        return count > before, count
+
+    def withdraw(self, vote: Vote) -> tuple[bool, int]:
+        """Take a vote back and return whether it counted till now, and how many its rater has left.
+
+        It holds also for a vote that is still on its way here.
+        """
+        with self._all_or_nothing() as db:
+            before = _count(db, vote.rater)
+            db.execute("INSERT OR IGNORE INTO withdrawn (identity) VALUES (?)", (identity(vote),))
+            count = _count(db, vote.rater)
+        return count < before, count
 
     def rows(self, rater: str | None = None) -> list[str]:
-        """JSON rows of one rater, or of all, in the order in which they came."""
-        query = "SELECT row FROM votes WHERE rater = coalesce(?, rater) ORDER BY number"
+        """JSON rows of one rater, or of all, in the order in which they came; none that was taken back."""
+        query = "SELECT row FROM counted WHERE rater = coalesce(?, rater) ORDER BY number"
         with self._lock:
             return [row for (row,) in self._db.execute(query, (rater,))]
 
     def votes(self) -> list[Vote]:
-        """All votes, in the order in which they came."""
+        """All votes, in the order in which they came; none that was taken back."""
         return [parse_vote(row, f"{self.path}, vote {n}") for n, row in enumerate(self.rows(), 1)]
 
     @contextmanager
@@ -87,6 +104,11 @@ class VoteStore:
             except BaseException:
                 self._db.execute("ROLLBACK")
                 raise
+
+
+def _count(db: sqlite3.Connection, rater: str) -> int:
+    (count,) = db.execute("SELECT count(*) FROM counted WHERE rater = ?", (rater,)).fetchone()
+    return int(count)
 
 
 def identity(vote: Vote) -> str:

@@ -10,17 +10,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from diffalign.evaluate.agreement import krippendorff
-from diffalign.evaluate.bradley_terry import Standing, make_duels, standings
-from diffalign.evaluate.stats import ALPHA, Interval
+from diffalign.evaluate.bradley_terry import Duels, Standing, make_duels, standings
+from diffalign.evaluate.crossed import RESAMPLES, crossed_interval
+from diffalign.evaluate.stats import Interval, widened
 from diffalign.votes.check import RaterCheck, check, finite
 from diffalign.votes.count import Counted, counted, pair_of, refuse_none, verdict
 from diffalign.votes.rows import Vote, VoteError
-
-Floats = NDArray[np.float64]
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,42 +131,6 @@ def outcome(vote: Vote, model: str) -> float:
     return float((vote.a if vote.choice == "a" else vote.b).model == model)
 
 
-def crossed_interval(
-    outcomes: Floats,
-    prompts: Sequence[str],
-    raters: Sequence[str],
-    *,
-    rng: int = 0,
-    resamples: int = RESAMPLES,
-) -> Interval:
-    """Mean of (V,) outcomes with its interval from resampling prompts and, crossed with them, raters.
-
-    With a single rater only prompts are resampled, and the interval is about that rater. A share that is 0 or
-    1 in every prompt gets the exact binomial interval with one trial a prompt.
-    """
-    mean = float(outcomes.mean())
-    names, p = np.unique(np.asarray(prompts), return_inverse=True)
-    people, r = np.unique(np.asarray(raters), return_inverse=True)
-    if mean in (0.0, 1.0):
-        bound = (ALPHA / 2) ** (1 / len(names))
-        return (
-            Interval(value=mean, low=bound, high=1.0)
-            if mean
-            else Interval(value=0.0, low=0.0, high=1 - bound)
-        )
-    total, count = np.zeros((2, len(names), len(people)))
-    np.add.at(total, (p, r), outcomes)
-    np.add.at(count, (p, r), 1.0)
-    generator = np.random.default_rng(rng)
-    w = generator.multinomial(len(names), [1 / len(names)] * len(names), resamples)  # (B, P)
-    u = generator.multinomial(len(people), [1 / len(people)] * len(people), resamples)  # (B, R), 1 if R is 1
-    weight = ((w @ count) * u).sum(1)
-    seen = weight > 0  # raters who saw different prompts may be drawn so that nothing is left
-    rates = ((w @ total) * u).sum(1)[seen] / weight[seen]
-    low, high = np.quantile(rates, [ALPHA / 2, 1 - ALPHA / 2])
-    return Interval(value=mean, low=float(low), high=float(high))
-
-
 def agreement(votes: Sequence[Vote]) -> Agreement:
     """Agreement of raters on the same pair, by percent and by Krippendorff's alpha."""
     items: dict[object, dict[str, str]] = defaultdict(dict)
@@ -223,7 +184,7 @@ def _duel(votes: Sequence[Vote], model: str, base: str, rng: int, resamples: int
     return Duel(
         model=model,
         base=base,
-        rate=crossed_interval(won, prompts, raters, rng=rng, resamples=resamples),
+        rate=widened(crossed_interval(won, prompts, raters, rng=rng, resamples=resamples), len(set(prompts))),
         wins=int((won == 1).sum()),
         ties=int((won == 0.5).sum()) - bad,
         both_bad=bad,
@@ -234,12 +195,17 @@ def _duel(votes: Sequence[Vote], model: str, base: str, rng: int, resamples: int
 
 
 def _standings(votes: Sequence[Vote], models: Sequence[str], rng: int) -> tuple[Standing, ...]:
-    """Bradley-Terry with ties; both bad counts as a tie, for ranking only."""
-    prompts = {p: i for i, p in enumerate(dict.fromkeys(v.prompt_id for v in votes))}
-    if len(models) < 3 or len(prompts) < 2:
+    """Bradley-Terry with ties, where it says more than win rates do."""
+    if len(models) < 3 or len({v.prompt_id for v in votes}) < 2:
         return ()
+    return tuple(standings(duels_of(votes, models), rng=rng))
+
+
+def duels_of(votes: Sequence[Vote], models: Sequence[str]) -> Duels:
+    """Votes in the form that standings are made of; both bad counts as a tie, for ranking only."""
+    prompts = {p: i for i, p in enumerate(dict.fromkeys(v.prompt_id for v in votes))}
     number = {m: i for i, m in enumerate(models)}
-    duels = make_duels(
+    return make_duels(
         len(models),
         [number[v.a.model] for v in votes],
         [number[v.b.model] for v in votes],
@@ -247,4 +213,3 @@ def _standings(votes: Sequence[Vote], models: Sequence[str], rng: int) -> tuple[
         [prompts[v.prompt_id] for v in votes],
         [1 if v.left == "a" else -1 for v in votes],
     )
-    return tuple(standings(duels, rng=rng))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from diffalign.evaluate.people import calibration, read_ballot, share, win_rates
+from diffalign.evaluate.details import as_range
+from diffalign.evaluate.people import calibration, read_ballot, win_rates
 from diffalign.evaluate.results import Row
-from diffalign.votes.rows import Shown, Vote, VoteError, to_lines
+from diffalign.votes.rows import Shown, Vote, VoteError, read_votes, to_lines
+from diffalign.votes.summary import summarise
 
 SCORES = {"base": 0.0, "good": 1.0, "odd": 2.0}
 """People will say that good beats base and that odd loses to both: the scorer is wrong about odd."""
@@ -34,10 +35,10 @@ def rows(prompts: int = 6) -> list[Row]:
 def vote(prompt: int, a: str, b: str, choice: str, number: int = 0, **more: object) -> Vote:
     time = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=number)
     return Vote(
-        gallery="0" * 64, rater="r", time=time, ms=900,
+        gallery="0" * 64, time=time, ms=900,
         prompt_id=f"p{prompt}", prompt=f"prompt {prompt}", seed=0,
         a=Shown(model=a, sha256=digest(a, prompt)), b=Shown(model=b, sha256=digest(b, prompt)),
-        left="a", choice=choice, **more,
+        left="a", choice=choice, **{"rater": "r", **more},
     )  # fmt: skip
 
 
@@ -59,7 +60,6 @@ def all_votes() -> list[Vote]:
 def test_win_rates_by_hand(tmp_path: Path) -> None:
     extra = [
         vote(0, "base", "good", "a", 10, anchor="a"),
-        vote(0, "base", "good", "skip", 11),
         vote(0, "base", "good", "a", 12, aspect="looks"),
         vote(0, "base", "good", "a", 13, repeat_of=datetime(2026, 1, 1, tzinfo=UTC)),
     ]
@@ -108,8 +108,19 @@ def test_votes_of_another_gallery(tmp_path: Path) -> None:
         )
 
 
-def test_share_counts_votes_and_resamples_prompts() -> None:
-    values, groups = np.array([1.0, 1.0, 1.0, 0.0]), np.array([0, 0, 0, 1])
-    found = share(values, groups)
-    assert found.value == 0.75
-    assert (found.low, found.high) == (0.0, 1.0)  # either prompt may be drawn twice
+def test_the_same_votes_count_as_in_votes_summary(tmp_path: Path) -> None:
+    """Last words, votes taken back, and nothing of a rater who fails the anchors, for both commands."""
+    later = [vote(0, "base", "good", "a", 10), vote(1, "odd", "base", "skip", 11)]
+    careless = [vote(i, "base", "good", "a", 20 + i, rater="careless") for i in range(6)]
+    careless.append(vote(0, "good", "good", "b", 30, anchor="a", rater="careless"))
+    second = [vote(i, "base", "good", "b" if i % 2 else "a", 40 + i, rater="s") for i in range(6)]
+    file = write(tmp_path, all_votes() + later + careless + second)
+    found = win_rates(read_ballot([file], rows()), list(SCORES))["models"]
+    (overall,) = summarise(read_votes([file]), "base").aspects
+    for duel in overall.duels:
+        if duel.base == "base":
+            row = found[duel.model]
+            assert (row["wins"], row["losses"], row["both_bad"]) == (duel.wins, duel.losses, duel.both_bad)
+            assert row["win_rate"] == as_range(duel.rate)
+    assert (found["good"]["wins"], found["good"]["losses"]) == (4 + 3, 1 + 3)
+    assert found["odd"]["losses"] == 5

@@ -6,6 +6,8 @@ import copy
 import io
 import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from diffalign.evaluate.report import (
     load_report,
     markdown_table,
     show_report,
+    source_commit,
     write_report,
 )
 from diffalign.evaluate.stats import compare
@@ -55,6 +58,19 @@ def test_has_exactly_the_keys_of_the_schema(report: Report) -> None:
     assert (report["schema"], report["prompts"], report["seeds_per_prompt"]) == (1, 30, 4)
     assert report["tie_margin_sd"] == 0.25
     assert {"python", "torch", "numpy"} <= set(report["versions"])
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is missing")
+def test_the_commit_of_a_checkout(tmp_path: Path) -> None:
+    assert source_commit(tmp_path) is None
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    (tmp_path / "file").write_text("one")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"]):
+        subprocess.run([*git, *words], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
+    assert source_commit(tmp_path) == commit.strip()
+    (tmp_path / "file").write_text("two")
+    assert source_commit(tmp_path) == commit.strip() + "+"
 
 
 def test_numbers_are_those_of_the_comparison(report: Report) -> None:

@@ -1,8 +1,15 @@
-"""The page and its server: votes are sent at once, and kept while the server is silent."""
+"""The page and its server: votes are sent at once, kept while the server is silent, and taken back by undo.
+
+A stand-in says what the page sends, and can be in a bad mood; the last test has the real server.
+"""
 
 from __future__ import annotations
 
 import json
+import signal
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,12 +21,14 @@ import pytest
 
 from diffalign.evaluate.results import prompt_id
 from diffalign.gallery.write import page_of
-from diffalign.votes.rows import parse_vote
+from diffalign.votes.rows import Vote, parse_vote, read_votes
+from diffalign.votes.store import export_votes
 from tests.gallery.conftest import write_results
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+COMMAND = "from diffalign.cli import main; main()"
 PROMPTS = [f"a circle, number {n}" for n in range(6)]
 
 
@@ -30,6 +39,7 @@ class Desk(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.html, self.votes, self.tokens = html, [], set()
         self.next: dict[str, Any] | None = None
+        self.asked: list[dict[str, list[str]]] = []
         self.mood = 201
 
 
@@ -46,6 +56,7 @@ class Handler(BaseHTTPRequestHandler):
         if address.path == "/votes":
             (rater,) = parse_qs(address.query)["rater"]
             return self.answer(200, "".join(v for v in self.server.votes if json.loads(v)["rater"] == rater))
+        self.server.asked.append(parse_qs(address.query))
         return self.answer(200, json.dumps(self.server.next)) if self.server.next else self.answer(204, "")
 
     def do_POST(self) -> None:
@@ -53,6 +64,11 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.mood == 201:
             self.server.votes.append(body + "\n")
         self.answer(self.server.mood, json.dumps({"count": len(self.server.votes), "detail": "not so"}))
+
+    def do_DELETE(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.server.votes.remove(body + "\n")
+        self.answer(200, json.dumps({"count": len(self.server.votes)}))
 
     def answer(self, code: int, body: str, kind: str = "application/json") -> None:
         self.send_response(code)
@@ -77,9 +93,13 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 
 def begin(browser: Browser, desk: Desk, query: str = "") -> Page:
     """A browser that was never here before."""
-    page = browser.new_context().new_page()
-    page.goto(f"http://127.0.0.1:{desk.server_address[1]}/{query}#view=vote")
-    page.fill("#rater", "ann")
+    return sit_down(browser.new_context().new_page(), f"http://127.0.0.1:{desk.server_address[1]}/{query}")
+
+
+def sit_down(page: Page, address: str, rater: str = "ann") -> Page:
+    page.goto("about:blank")  # so that the page is loaded anew, also where it is open
+    page.goto(f"{address}#view=vote")
+    page.fill("#rater", rater)
     page.click("#begin")
     ready(page)
     return page
@@ -147,4 +167,88 @@ def test_the_server_may_choose_the_pair(browser: Browser, desk: Desk) -> None:
     press(page, "ArrowLeft")
     vote = parse_vote(desk.votes[0], "sent")
     assert (vote.prompt_id, vote.seed, vote.a.model, vote.b.model) == (name, 1, "zebra-kto", "base")
+    assert desk.asked[0] == {"rater": ["ann"], "aspect": ["overall"]}
     page.context.close()
+
+
+@pytest.mark.slow
+def test_what_is_undone_is_taken_back_also_when_the_server_was_silent(browser: Browser, desk: Desk) -> None:
+    page = begin(browser, desk)
+    press(page, "ArrowLeft", "ArrowUp", "z")
+    assert [json.loads(v)["choice"] for v in desk.votes] == [page.evaluate("votes[0].choice")]
+    page.route("**/votes", lambda route: route.abort())
+    press(page, "z")
+    assert len(desk.votes) == 1
+    page.unroute("**/votes")
+    press(page, "ArrowUp")
+    assert [json.loads(v)["choice"] for v in desk.votes] == ["tie"]
+    page.context.close()
+
+
+class Served:
+    """The real server, as the command line starts it."""
+
+    def __init__(self, results: Path, votes: Path) -> None:
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            self.port = str(found.getsockname()[1])
+        self.command = [
+            sys.executable,
+            "-c",
+            COMMAND,
+            "gallery",
+            "serve",
+            str(results),
+            "--votes",
+            str(votes),
+        ]
+        self.votes = votes
+        self.address = f"http://127.0.0.1:{self.port}/"
+        self.start()
+
+    def start(self) -> None:
+        command = [*self.command, "--port", self.port]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        assert self.port in self.process.stdout.readline()
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(10)
+
+    def export(self, file: Path) -> list[Vote]:
+        export_votes(self.votes, file)
+        return read_votes([file])
+
+
+def in_browser(page: Page) -> list[Vote]:
+    return [parse_vote(text, "kept") for text in page.evaluate("votes.map((vote) => JSON.stringify(vote))")]
+
+
+@pytest.mark.slow
+def test_two_raters_vote_with_the_real_server_which_is_killed(browser: Browser, tmp_path: Path) -> None:
+    served = Served(write_results(tmp_path / "results", PROMPTS), tmp_path / "votes.sqlite")
+    try:
+        ann, ben = (browser.new_context().new_page() for _ in range(2))
+        sit_down(ann, served.address)
+        sit_down(ben, served.address, "ben")
+        press(ann, "ArrowLeft", "ArrowUp", "z", "ArrowDown")
+        press(ben, "ArrowRight", "ArrowRight")
+        served.kill()
+        press(ann, "z", "ArrowLeft")  # both while nobody answers
+        assert "The server does not answer" in ann.locator("#warning").inner_text()
+        served.start()
+        press(ann, "ArrowRight")
+        assert not ann.locator("#warning").is_visible()
+        expected = in_browser(ann)
+        sit_down(ann, served.address)  # the page anew
+        assert in_browser(ann) == expected
+        assert len(expected) == 3
+        stored = served.export(tmp_path / "votes.jsonl")
+        assert sorted(v.model_dump_json() for v in stored) == sorted(
+            v.model_dump_json() for v in [*expected, *in_browser(ben)]
+        )
+        ann.context.close()
+        ben.context.close()
+    finally:
+        served.kill()

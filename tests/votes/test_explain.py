@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from diffalign.cli import app
 from diffalign.evaluate.results import Row, prompt_id, write_rows
 from diffalign.votes.explain import differences, explain, logistic
-from diffalign.votes.features import Voted, image_statistics, oracle_measures
+from diffalign.votes.features import Voted, image_features, oracle_measures
 from diffalign.votes.pictures import find_pictures, gallery_hash
 from diffalign.votes.rows import Shown, Vote, VoteError, to_lines
 from diffalign.world.grammar import single_prompts
@@ -134,12 +134,13 @@ def test_image_statistics_by_hand() -> None:
     red[..., 0] = 255
     board = (np.indices((4, 4)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, 2)
     rows = [Voted(row=row("p", "m", 0, "x", png(a), {}), data=png(a)) for a in (grey, red, board)]
-    found = image_statistics(rows)
+    found = image_features(rows)
     assert found["image brightness"] == pytest.approx([0.2, 0.299, 0.5])
     assert found["image contrast"] == pytest.approx([0, 0, 0.5], abs=1e-9)
     assert found["image saturation"] == pytest.approx([0, 1, 0])
-    assert found["image high frequencies"][:2] == pytest.approx([0, 0], abs=1e-9)
-    assert found["image high frequencies"][2] > 0.4
+    assert found["image high frequency"] == pytest.approx([0, 0, 1], abs=1e-9)
+    with pytest.raises(VoteError, match="of 4 pixels or more"):
+        image_features([Voted(row=rows[0].row, data=png(grey[:2]))])
 
 
 def test_the_oracle_explains_a_taste_for_large(tmp_path: Path) -> None:

@@ -57,11 +57,11 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def ask(url: str, body: bytes | None = None, **headers: str) -> tuple[int, str]:
+def ask(url: str, body: bytes | None = None, method: str | None = None, **headers: str) -> tuple[int, str]:
     kind = {"Content-Type": "application/json"} if body is not None else {}
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     try:
-        request = urllib.request.Request(url, data=body, headers=kind | given)
+        request = urllib.request.Request(url, data=body, headers=kind | given, method=method)
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
@@ -120,6 +120,37 @@ def test_two_tabs_of_one_rater_keep_both_their_votes(running: Running) -> None:
     assert [ask(f"{running.url}/votes", line(v))[0] for v in tabs] == [201, 201]
     stored = [json.loads(r)["choice"] for r in ask(f"{running.url}/votes?rater=anna")[1].splitlines()]
     assert stored == ["a", "b"]
+
+
+def test_a_vote_that_is_taken_back_counts_no_more_even_if_it_comes_late(running: Running) -> None:
+    url, given = f"{running.url}/votes", [vote(running.rows, 0, c, at=i) for i, c in enumerate("ab")]
+    first, again = map(line, given)
+    assert ask(url, first) == (201, '{"count":1}')
+    assert ask(url, first, method="DELETE") == ask(url, first, method="DELETE") == (200, '{"count":0}')
+    assert ask(url) == (200, "")
+    assert ask(url, first) == (200, '{"count":0}'), "sent again by a tab that had no answer"
+    assert ask(url, again, method="DELETE")[0] == 200
+    assert ask(url, again) == (200, '{"count":0}'), "overtaken on its way"
+    assert ask(url, b"{", method="DELETE")[0] == 422
+    last = line(vote(running.rows, 0, "tie", at=2))
+    assert ask(url, last) == (201, '{"count":1}')
+    assert [json.loads(r)["choice"] for r in ask(url)[1].splitlines()] == ["tie"]
+    export_votes(running.store.path, running.folder / "v.jsonl")
+    assert [v.choice for v in read_votes([running.folder / "v.jsonl"])] == ["tie"]
+
+
+def test_a_pair_whose_vote_was_taken_back_is_to_be_voted_on(tmp_path: Path) -> None:
+    rows = results(tmp_path, 2)
+    schedule, given = Schedule(rows), vote(rows, 0, "a")
+    schedule.record(given)
+    schedule.record(vote(rows, 1, "a"))
+    assert schedule.next("anna") is None
+    schedule.forget(given)
+    found = schedule.next("anna")
+    assert found is not None
+    assert found.a.prompt == "prompt 0"
+    schedule.next("anna")
+    assert sorted(schedule.voted.values()) == [0, 1]
 
 
 @pytest.mark.parametrize(

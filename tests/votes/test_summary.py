@@ -1,17 +1,15 @@
 """votes summary: win rates with both-bad apart, crossed intervals, agreement, strengths."""
 
 import json
-import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from diffalign.cli import app
 from diffalign.votes.rows import VoteError, to_lines
 from diffalign.votes.show import human_line
-from diffalign.votes.summary import agreement, crossed_interval, summarise
+from diffalign.votes.summary import agreement, summarise
 from tests.votes.helpers import results, vote
 
 
@@ -41,34 +39,6 @@ def test_the_win_rate_is_the_model_s_on_whichever_side_it_is(tmp_path: Path) -> 
     votes = [vote(rows, 0, "a", models=("dpo", "base")), vote(rows, 1, "b")]
     assert summarise(votes, "base").aspects[0].duels[0].rate.value == 1.0
     assert summarise(votes, "dpo").aspects[0].duels[0].rate.value == 0.0
-
-
-def test_interval_of_one_rater_is_that_of_prompts() -> None:
-    rng = np.random.default_rng(0)
-    outcomes = rng.integers(0, 2, 200).astype(float)
-    prompts = [str(i // 4) for i in range(200)]  # four votes a prompt, independent
-    found = crossed_interval(outcomes, prompts, ["r"] * 200)
-    per_prompt = outcomes.reshape(50, 4).mean(1)
-    expected = 2 * 1.96 * per_prompt.std(ddof=1) / math.sqrt(50)
-    assert found.high - found.low == pytest.approx(expected, rel=0.1)
-
-
-def test_interval_of_raters_who_differ_is_that_of_raters() -> None:
-    """Four raters who always say the same: no number of prompts makes the interval narrow."""
-    rate = np.array([1.0, 1.0, 0.0, 1.0])
-    outcomes, raters = np.tile(rate, 500), ["a", "b", "c", "d"] * 500
-    prompts = [str(i // 4) for i in range(2000)]
-    found = crossed_interval(outcomes, prompts, raters)
-    assert found.value == 0.75
-    assert (found.low, found.high) == (0.25, 1.0)
-    alone = crossed_interval(outcomes, prompts, ["one"] * 2000)
-    assert alone.high - alone.low < 0.01
-
-
-def test_a_rate_of_one_has_the_exact_interval() -> None:
-    found = crossed_interval(np.ones(10), [str(i) for i in range(10)], ["r"] * 10)
-    assert (found.value, found.high) == (1.0, 1.0)
-    assert found.low == pytest.approx(0.025 ** (1 / 10))
 
 
 def test_agreement_by_hand(tmp_path: Path) -> None:

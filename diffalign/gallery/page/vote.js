@@ -143,8 +143,10 @@ function timeNow() {
 async function undo() {
   const last = mine().at(-1);
   if (!last) return say("nothing to undo");
-  for (const prefix of ["", KEY + "unsent:"]) delete kept[prefix + voteKey(last)];
+  delete kept[voteKey(last)];
+  if (data.server) kept[KEY + "unsent:" + voteKey(last)] = JSON.stringify(last); // sent as taken back
   readVotes();
+  if (data.server) await send();
   say("undone");
   Object.assign(session, { last: null, count: mine().length });
   await showPair(again(last, { left: last.left, repeat_of: last.repeat_of, anchor: last.anchor }));

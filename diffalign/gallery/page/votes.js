@@ -99,9 +99,9 @@ async function send() {
   let trouble = "";
   for (const key of keptKeys(KEY + "unsent:")) {
     try {
-      const body = kept[key.slice((KEY + "unsent:").length)], headers = { "Content-Type": "application/json" };
-      const answer = await ask("./votes", { method: "POST", body, headers, keepalive: true });
-      if (answer.ok) delete kept[key];
+      const undone = kept[key], body = undone || kept[key.slice((KEY + "unsent:").length)], method = undone ? "DELETE" : "POST";
+      const answer = await ask("./votes", { method, body, headers: { "Content-Type": "application/json" }, keepalive: true });
+      if (answer.ok && kept[key] === undone) delete kept[key]; // it may have been undone while it was on its way
       else trouble = `The server refused a vote: ${(await answer.json()).detail}`;
     } catch {
       trouble = "The server does not answer: votes stay in this browser and are sent with the next one.";
@@ -115,7 +115,7 @@ async function receive(rater) {
   try {
     const answer = await ask("./votes?rater=" + encodeURIComponent(rater));
     if (!answer.ok) return warn(`The server sent no votes: ${(await answer.json()).detail}`);
-    for (const line of (await answer.text()).split("\n").filter(Boolean)) keep(JSON.parse(line), true);
+    for (const line of (await answer.text()).split("\n").filter(Boolean).map(JSON.parse)) if (!(KEY + "unsent:" + voteKey(line) in kept)) keep(line, true);
   } catch {
     warn("The server does not answer: votes stay in this browser until it does.");
   }
@@ -124,7 +124,7 @@ async function receive(rater) {
 /** The pair that the server wants to be voted on, or null where it leaves that to the page. */
 async function chosenByServer(rater) {
   try {
-    const answer = await ask("./next?rater=" + encodeURIComponent(rater)), told = answer.status === 200 && (await answer.json());
+    const answer = await ask("./next?" + new URLSearchParams({ rater, aspect: session.aspect })), told = answer.status === 200 && (await answer.json());
     const row = rows[byPrompt.get(told.prompt_id)], at = [seeds.indexOf(told.seed), models.indexOf(told.a), models.indexOf(told.b)];
     return row && at.every((k) => k >= 0) ? pairOf(row, ...at) : null;
   } catch {
