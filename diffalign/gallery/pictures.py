@@ -41,6 +41,11 @@ def beside(joined: Joined, folder: str) -> Content:
     return content_of(joined, lambda shot: f"{folder}/{_name(shot)}")
 
 
+def served(joined: Joined, query: str) -> Content:
+    """Return the gallery with addresses that ``gallery serve`` answers, each followed by ``query``."""
+    return content_of(joined, lambda shot: f"pictures/{_name(shot)}{query}")
+
+
 def content_of(joined: Joined, source: Callable[[Shot], str]) -> Content:
     """Return the gallery whose pictures have the sources that ``source`` gives."""
     return Content(

@@ -10,13 +10,15 @@ from diffalign.evaluate.report import Report, load_report, write_atomic
 from diffalign.gallery.folders import Joined, join
 from diffalign.gallery.items import GalleryItem, content_of
 from diffalign.gallery.payload import gallery_hash, payload
-from diffalign.gallery.pictures import beside, embedded, folder_of
+from diffalign.gallery.pictures import beside, embedded, folder_of, served
 from diffalign.gallery.render import render
 
 logger = logging.getLogger(__name__)
 
 EMBED_LIMIT = 150 * 2**20
 """Bytes above which browsers become slow."""
+SERVED_LIMIT = 10 * 2**20
+"""The same of a page that every rater loads from a server, which can send pictures one by one."""
 
 
 def write_gallery(
@@ -88,15 +90,30 @@ def write_gallery_of(
     return _with_folder(joined, output, folder, report, title)
 
 
-def page_of(folders: Sequence[Path], *, title: str = "", server: bool = True) -> tuple[str, str]:
-    """Return the page of folders of results with all pictures embedded, and the gallery's hash.
+def page_of(
+    folders: Sequence[Path],
+    *,
+    title: str = "",
+    server: bool = True,
+    embed_limit: int = SERVED_LIMIT,
+    query: str = "",
+) -> tuple[str, str]:
+    """Return the page of folders of results, and the gallery's hash.
+
+    Args:
+        folders: see ``write_gallery_of``.
+        title: heading and window title; the models' names by default.
+        server: whether the page sends its votes to where it came from.
+        embed_limit: most bytes of pictures that are put into the page; with more of them each is asked for
+            when it is looked at, as ``pictures/<sha256>.<kind>``.
+        query: follows these addresses, for example ``?token=...``.
 
     Raises:
         ResultsError: see ``folders.join``.
     """
     report = report_in(folders)
-    content = embedded(join(folders, None if report is None else report["base"]), None)
-    assert content is not None  # without a limit it always is
+    joined = join(folders, None if report is None else report["base"])
+    content = embedded(joined, embed_limit) or served(joined, query)
     return render(payload(content, report, title), server=server), gallery_hash(content)
 
 

@@ -4,7 +4,7 @@
 already, with how many votes its rater has; ``DELETE /votes`` takes that vote back, also before it came;
 ``GET /votes?rater=ID`` gives votes as JSON lines, of all raters
 without ``rater``; ``GET /next?rater=ID`` the pair to show (of one aspect with ``&aspect=``), 204 when there
-is none; ``GET /health`` needs no token.
+is none; ``GET /pictures/NAME`` a picture of a large gallery; ``GET /health`` needs no token.
 """
 
 from __future__ import annotations
@@ -139,6 +139,7 @@ def make_app(service: Service) -> FastAPI:
         ) from error
     routes: list[BaseRoute] = [
         Route("/", service.page, methods=["GET"]),
+        Route("/pictures/{name}", service.picture, methods=["GET"]),
         Route("/health", service.health, methods=["GET"]),
         Route("/votes", service.add, methods=["POST"]),
         Route("/votes", service.withdraw, methods=["DELETE"]),
@@ -162,6 +163,7 @@ class Service:
         self.html, self.gallery, self.pictures = page.encode(), gallery, pictures
         self.store, self.options = store, options
         self.prompts = {row.prompt_id: row.prompt for row in pictures.rows}
+        self.files = {f"{sha}{file.suffix.lower()}": file for (_, sha), file in pictures.files.items()}
         self.schedule = Schedule(pictures.rows, options.choose)
         for vote in store.votes():
             if vote.gallery != gallery:
@@ -183,6 +185,18 @@ class Service:
                 "Cache-Control": "no-store",
             }
             return Response(self.html, headers=headers, media_type="text/html; charset=utf-8")
+
+        return await self._answer(request, answer)
+
+    async def picture(self, request: Any) -> Any:
+        """One picture of a gallery that is too large to hold them itself; its name is its hash."""
+        from starlette.responses import FileResponse
+
+        async def answer() -> Any:
+            file = self.files.get(request.path_params["name"])
+            if file is None or not file.is_file():
+                raise RefusedError(404, "this gallery has no such picture")
+            return FileResponse(file, headers={"Cache-Control": "private, max-age=31536000, immutable"})
 
         return await self._answer(request, answer)
 

@@ -22,6 +22,7 @@ import pytest
 import uvicorn
 
 from diffalign.evaluate.results import Row
+from diffalign.gallery.write import page_of
 from diffalign.votes.next_pair import Schedule
 from diffalign.votes.pictures import find_pictures, gallery_hash
 from diffalign.votes.rows import Vote, VoteError, read_votes
@@ -199,6 +200,23 @@ def test_a_token_is_needed_where_one_is_set(tmp_path: Path) -> None:
         assert ask(f"{found.url}{path}{sign}token=t")[0] == 200
         assert ask(found.url + path, Authorization="Bearer t")[0] == 200
     assert ask(f"{found.url}/health")[0] == 200
+    found.stop()
+
+
+def test_pictures_of_a_large_gallery_are_asked_for_one_by_one(tmp_path: Path) -> None:
+    found = Running(tmp_path, ServeOptions(port=free_port(), token="t"))
+    row = found.rows[0]
+    page, name = page_of([tmp_path], embed_limit=0, query="?token=t")
+    assert f"pictures/{row.sha256}.png?token=t" in page
+    assert "data:image" not in page
+    assert name == gallery_hash(found.rows) == page_of([tmp_path])[1]
+    address = f"{found.url}/pictures/{row.sha256}.png"
+    assert ask(address)[0] == 401
+    with urllib.request.urlopen(f"{address}?token=t", timeout=60) as answer:
+        assert answer.read() == (tmp_path / row.path).read_bytes()
+        assert answer.headers["Content-Type"] == "image/png"
+    for other in ("0" * 64 + ".png", "results.jsonl", "..%2Fresults.jsonl"):
+        assert ask(f"{found.url}/pictures/{other}?token=t")[0] == 404
     found.stop()
 
 
