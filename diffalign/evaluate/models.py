@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,6 +126,12 @@ def identity(model: Model, base: Model) -> str:
 def base_folder(base: Model) -> str:
     """Folder of the pipeline that lies under the base."""
     return run_base(base) if base.kind == "run" else base.path
+
+
+def sampler_name(base: Model) -> str:
+    """Class of the scheduler that all pictures of an evaluation are sampled by, that of the base."""
+    file = Path(base_folder(base)) / "scheduler" / "scheduler_config.json"
+    return str(json.loads(file.read_text(encoding="utf-8"))["_class_name"])
 
 
 def run_base(run: Model) -> str:

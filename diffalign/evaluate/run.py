@@ -15,7 +15,7 @@ from diffalign.evaluate.details import Details
 from diffalign.evaluate.draw import sweep
 from diffalign.evaluate.generate import Noise, Sampling
 from diffalign.evaluate.image_statistics import NAMES
-from diffalign.evaluate.models import BASE, Model, locate, read_model, read_models, run_base
+from diffalign.evaluate.models import BASE, Model, locate, read_model, read_models, run_base, sampler_name
 from diffalign.evaluate.output import write_all
 from diffalign.evaluate.prompts import EvalPrompt, part_of, read_prompts
 from diffalign.evaluate.report import Report
@@ -173,5 +173,6 @@ def settings_of(request: Request, asked: Asked) -> dict[str, object]:
     return {
         "models": {m.name: m.path for m in request.models}, "prompts": asked.prompts, "part": asked.part,
         "seeds": request.seeds, "steps": s.steps, "guidance": s.guidance, "side": s.side, "noise": s.noise,
+        "sampler": sampler_name(request.models[0]),
         "precision": request.precision, "primary": asked.primary or scorer_name(request.scorers[0]),
     }  # fmt: skip

@@ -92,6 +92,7 @@ def test_writes_results_report_and_plots(home: Path) -> None:
     assert set(report["diversity"]) == {"base", "brighter"}
     details = report["details"]
     assert details["settings"]["steps"] == 2
+    assert details["settings"]["sampler"] == "DDIMScheduler"
     assert [m["metric"] for m in details["metrics"]] == [BRIGHT, RED]
     assert set(details["categories"]["brighter"]) == {"one", "two"}
     text = (home / "done" / "report.md").read_text()
