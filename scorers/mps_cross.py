@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 EPS = 1e-5
+_OUTWARD = ("to_out.weight", "ff.2.weight", "attn_out.weight", "ff_out.1.weight")
+"""Endings of the names of the weights whose products are added to the tokens."""
 
 
 class CrossModel(nn.Module):
@@ -46,6 +48,12 @@ class CrossModel(nn.Module):
             cross, parallel = layer.children()
             x = parallel(cross(x, context, mask))
         return x
+
+    def silence(self) -> None:
+        """Zero what the layers add, so that a new model starts as the CLIP that it is put on."""
+        for name, parameter in self.named_parameters():
+            if name.endswith(_OUTWARD):
+                nn.init.zeros_(parameter)
 
 
 class _Residual(nn.Module):

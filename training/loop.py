@@ -1,4 +1,4 @@
-"""Run the loop with simulated raters and write docs/loop.md and docs/loop.png.
+"""Run the loop with simulated raters and write docs/loop.md and its pictures.
 
 python training/loop.py                        # 3 rounds of DPO and of KTO, minutes on 2 cores
 """

@@ -168,6 +168,7 @@ def four_tastes(plan: TablePlan) -> tuple[list[Row], list[list[float]]]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         scorer = Mps(MpsModel(copy.deepcopy(start.clip), options), start.tokenizer, options)
+    scorer.towers.cross_model.silence()
     data = {
         name: ballots_of(named_rater(name), plan, plan.votes, plan.heldout, i)
         for i, name in enumerate(TASTES, 1)

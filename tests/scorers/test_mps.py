@@ -165,3 +165,16 @@ def test_gradients_reach_the_cross_model_in_training() -> None:
     scorer.score_conditions(torch.rand(2, 3, 32, 32), ["a", "b"], ["red", "trees"]).sum().backward()
     without = [k for k, p in scorer.towers.named_parameters() if p.grad is None]
     assert without == ["model.vision_model.post_layernorm.weight", "model.vision_model.post_layernorm.bias"]
+
+
+def test_a_silenced_cross_model_leaves_pictures_as_they_are_and_can_learn() -> None:
+    model = tiny_mps().towers.cross_model
+    mask = torch.zeros(2, 7)
+    width = model.layers[0][0].fn.to_q.in_features  # type: ignore[index]
+    query, context = torch.randn(2, 5, width), torch.randn(2, 7, width)
+    assert not torch.equal(model(query, context, mask), query)
+    model.silence()
+    assert torch.equal(model(query, context, mask), query)
+    model.requires_grad_(True)
+    model(query, context, mask).square().sum().backward()
+    assert float(model.layers[0][0].fn.to_out.weight.grad.abs().sum()) > 0  # type: ignore[index,union-attr]
