@@ -82,7 +82,7 @@ function showSummary() {
   const categories = some ? byCategory(tallies) : null;
   ui.figures.replaceChildren(...[
     source === "votes" ? make("p", { class: "soft" }, told) : null,
-    some ? section("Win rates", matrix(tallies), make("p", { class: "soft small" }, "Row over column; ties count half; intervals resample prompts.")) : null,
+    some ? section("Win rates", matrix(tallies), make("p", { class: "soft small" }, "Row over column, on the prompts in this file; ties count half; intervals resample prompts.")) : null,
     some && others.length > 1 ? section("Strengths (Bradley-Terry with ties)", ladder(tallies)) : null,
     categories ? section("Categories", categories) : null,
     j >= 0 ? section("Gains", histogram(j)) : null,
