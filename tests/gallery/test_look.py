@@ -37,6 +37,7 @@ def gain(folder: Path) -> dict[str, dict[str, float]]:
     }
 
 
+@pytest.mark.slow
 def test_an_attack_is_shown_as_text(visit: Visit) -> None:
     page = visit.open("#sort=file&text=onerror")
     assert page.title() == page.locator("h1").inner_text() == ATTACK
@@ -63,6 +64,7 @@ def test_requests_are_refused(visit: Visit) -> None:
     visit.messages.clear()
 
 
+@pytest.mark.slow
 def test_sorts(visit: Visit, gain: dict[str, dict[str, float]], folder: Path) -> None:
     page = visit.open()
     worst = sorted(PROMPTS, key=gain["zebra-dpo"].__getitem__)

@@ -103,6 +103,7 @@ def test_twenty_pairs_by_keyboard(visit: Visit, folder: Path, tmp_path: Path) ->
         assert vote.prompt == pictures[vote.a.model, vote.prompt_id, vote.seed].prompt
 
 
+@pytest.mark.slow
 def test_no_name_is_anywhere_in_the_document(visit: Visit) -> None:
     names = """(names) => {
         const parts = [location.hash, document.title, document.documentElement.outerHTML];

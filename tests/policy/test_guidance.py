@@ -88,6 +88,7 @@ def test_weights_of_the_negative_model(dtype: torch.dtype, rtol: float) -> None:
     assert [dict(x.scaling) for x in tuner_layers(row)] == [{"p": 1.0, "n": 1.0}], "strengths are put back"
 
 
+@pytest.mark.slow
 def test_guided_prediction_of_the_pipeline(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     d = golden("npo_cfg_and_merge", torch.float32)
     policy = load_policy(tiny_folder("sd", folder), {"rank": 2})
@@ -108,6 +109,7 @@ def test_guided_prediction_of_the_pipeline(folder: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("family", ["sd", pytest.param("sd3", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_limits_of_both_families(family: str, folder: Path, loras: dict[str, tuple[str, str]]) -> None:
     positive, negative = loras[family]
     aligned = load_policy(tiny_folder(family, folder), AdapterConfig(rank=2, init_from=positive))

@@ -88,6 +88,7 @@ def test_requires_grad_survives_the_reference_pass(folder: Path) -> None:
     assert all(".default." in n for n, on in before.items() if on)
 
 
+@pytest.mark.slow
 def test_frozen_first_stage_stays_bit_equal_and_belongs_to_the_reference(
     folder: Path, tmp_path: Path
 ) -> None:

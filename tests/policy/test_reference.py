@@ -171,6 +171,7 @@ def test_a_reference_can_be_set_again(folder: Path) -> None:
         assert torch.equal(answer(policy), own(policy))
 
 
+@pytest.mark.slow
 def test_who_stands_still_has_an_identity(folder: Path) -> None:
     policy = lora(folder)
     policy.set_reference("off")

@@ -124,6 +124,7 @@ def test_variant_with_activations(folders: dict[str, Path]) -> None:
     assert sum(isinstance(m, nn.ReLU) for m in scorer.head.layers) == 4
 
 
+@pytest.mark.slow
 def test_open_clip_tower(tmp_path: Path) -> None:
     from open_clip import CLIP
 

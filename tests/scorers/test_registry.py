@@ -83,6 +83,7 @@ def test_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
     assert registry.get("theirs").__name__ == "PurePath"
 
 
+@pytest.mark.slow
 def test_scorers_imports_nothing_heavy() -> None:
     code = (
         "import sys, scorers\n"

@@ -75,6 +75,7 @@ def test_early_stop_gives_back_the_start_when_nothing_helps(scorer: PickScore) -
     assert all(torch.equal(v, before[k]) for k, v in scorer.state_dict().items())
 
 
+@pytest.mark.slow
 def test_fit_splits_saves_and_reports(scorer: PickScore, tmp_path: Path) -> None:
     prompts = tuple(f"{a} {b}" for a in "abcdefgh" for b in "ijklmnop")
     report = fit(scorer, bright_votes(192, 0, prompts), tmp_path / "out", OPTIONS)

@@ -20,6 +20,7 @@ from tests.train.runs import tiny_run
 
 
 @pytest.mark.parametrize("adapter", ["{rank: 2, alpha: 4}", "null"])
+@pytest.mark.slow
 def test_a_run_opens_with_its_trained_weights(adapter: str, tmp_path: Path) -> None:
     run = tiny_run("sd", tmp_path, tmp_path / "run", "steps=2", "ema=0", f"policy.adapter={adapter}")
     _, policy = open_run(run.dir)

@@ -71,6 +71,7 @@ def test_base_and_model_are_paired_by_prompt_and_seed(run: Run) -> None:
     np.testing.assert_allclose(model, found.model.float().mean((2, 3, 4)) / 255, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_and_shown_again(run: Run, tmp_path: Path) -> None:
     before = (run.dir / "report.json").read_bytes()
     path = evaluate_again(run.dir, prompts=3, seeds=0)

@@ -44,6 +44,7 @@ def test_memory_counts_encoders_and_copies(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", sorted(ENCODERS))
+@pytest.mark.slow
 def test_published_models_have_their_encoders(model: str, tmp_path: Path) -> None:
     policy = meta_policy(model, None, 32)
     config = load_recipe(recipe("sd", tmp_path, tmp_path))

@@ -109,6 +109,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: 
     assert load_checkpoint(tmp_path / "step-000003").step == 3
 
 
+@pytest.mark.slow
 def test_half_written_and_foreign_checkpoints_are_refused(folder: Path, tmp_path: Path) -> None:
     run = tiny_run("sd", folder, tmp_path / "run", "steps=2")
     whole = newest(run.dir / "checkpoints")
@@ -177,6 +178,7 @@ def test_a_damaged_checkpoint_of_full_size_is_refused(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
+@pytest.mark.slow
 def test_monitor_and_all_random_states_are_in_a_checkpoint(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -193,6 +193,7 @@ def test_optimizers(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["pickapic/train.parquet", "folder", "folder_wl", "votes/votes.jsonl"])
+@pytest.mark.slow
 def test_trains_on_every_format(source: str, folder: Path, tmp_path: Path) -> None:
     from tests.train.runs import recipe
 
@@ -223,6 +224,7 @@ def test_data_that_do_not_fit_are_named(folder: Path, tmp_path: Path) -> None:
         align(content, "batch=5", "accumulate=2", records=records())
 
 
+@pytest.mark.slow
 def test_skipped_images_are_listed_in_the_run(folder: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
