@@ -11,8 +11,8 @@ import numpy as np
 
 from diffalign.evaluate.crossed import crossed_interval
 from diffalign.evaluate.details import Calibration, Range, as_range
-from diffalign.evaluate.league import named_standings
 from diffalign.evaluate.results import Row
+from diffalign.evaluate.standings import named_standings
 from diffalign.evaluate.stats import Floats, widened
 from diffalign.votes.count import counted
 from diffalign.votes.rows import Vote, VoteError, read_votes

@@ -8,10 +8,10 @@ from diffalign.evaluate.asked import Asked
 from diffalign.evaluate.control import ControlError, win_rate_at_equal
 from diffalign.evaluate.details import Controlled, Details, Range, as_range
 from diffalign.evaluate.facets import facet_tables
-from diffalign.evaluate.league import duels_of, named_standings
 from diffalign.evaluate.people import calibration, read_ballot, win_rates
 from diffalign.evaluate.request import Request
 from diffalign.evaluate.seeds import seeds_of
+from diffalign.evaluate.standings import duels_of, named_standings
 from diffalign.evaluate.stats import ALPHA, Floats, bootstrap
 from diffalign.evaluate.studies import study_scores
 from diffalign.evaluate.summary import Judged, metrics, t_quantile

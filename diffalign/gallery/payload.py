@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import numpy as np
 
 from diffalign.evaluate.report import ComparisonRow, Report, Verdict, build_report, check_report
 from diffalign.evaluate.stats import base_sd, compare
+from diffalign.votes.rows import gallery_id
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +51,9 @@ class Content:
 
 
 def gallery_hash(content: Content) -> str:
-    """Name of a gallery in votes: sha256 of its sorted lines ``model<TAB>prompt_id<TAB>seed<TAB>sha256``.
-
-    Each line ends with a newline.
-    """
+    """Name of a gallery in votes, see ``Vote.gallery``."""
     places = product(content.entries, enumerate(content.models), enumerate(content.seeds))
-    lines = (f"{name}\t{e.prompt_id}\t{seed}\t{e.sha256[m][s]}\n" for e, (m, name), (s, seed) in places)
-    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+    return gallery_id((name, e.prompt_id, seed, e.sha256[m][s]) for e, (m, name), (s, seed) in places)
 
 
 def payload(content: Content, report: Report | None, title: str) -> dict[str, Any]:

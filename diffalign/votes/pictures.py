@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffalign.evaluate.results import Row, read_rows
-from diffalign.votes.rows import Shown, Vote, VoteError
+from diffalign.votes.rows import Shown, Vote, VoteError, gallery_id
 
 Key = tuple[str, str, int]
 """Model, prompt id and seed of a picture."""
@@ -16,9 +16,7 @@ Key = tuple[str, str, int]
 
 def gallery_hash(rows: Iterable[Row]) -> str:
     """Name of the gallery that shows these pictures; see ``Vote.gallery``."""
-    # A picture that several folders share (as a rule of the base) is shown once.
-    lines = sorted({f"{r.model}\t{r.prompt_id}\t{r.seed}\t{r.sha256}\n" for r in rows})
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return gallery_id((r.model, r.prompt_id, r.seed, r.sha256) for r in rows)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -56,6 +57,17 @@ class Vote(BaseModel):
     note: str = Field(default="", max_length=2000)
     broken: bool = False
     """The rater flagged a picture as broken."""
+
+
+def gallery_id(shown: Iterable[tuple[str, str, int, str]]) -> str:
+    """Name of the gallery that shows these pictures, see ``Vote.gallery``.
+
+    Args:
+        shown: model, prompt id, seed and sha256 of each picture, in any order; one that several folders share
+            counts once.
+    """
+    lines = sorted({"\t".join(map(str, one)) + "\n" for one in shown})
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def read_votes(paths: Iterable[Path]) -> list[Vote]:

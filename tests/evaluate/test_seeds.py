@@ -11,11 +11,11 @@ import torch
 from diffalign.evaluate.details import Details, Seeds
 from diffalign.evaluate.facets import facet_tables, facets_of
 from diffalign.evaluate.image_statistics import NAMES, image_statistics
-from diffalign.evaluate.league import duels_of, named_standings
 from diffalign.evaluate.planning import plan_lines
 from diffalign.evaluate.prompts import EvalPrompt
 from diffalign.evaluate.report import ReportError, Verdict, build_report, write_report
 from diffalign.evaluate.seeds import excelling, failures, reliability, seeds_of, standing_out
+from diffalign.evaluate.standings import duels_of, named_standings
 from diffalign.evaluate.stats import compare
 from diffalign.evaluate.table import Table
 
