@@ -185,6 +185,28 @@ def test_what_is_undone_is_taken_back_also_when_the_server_was_silent(browser: B
     page.context.close()
 
 
+HOLD = """() => {
+  const real = window.fetch;
+  const gate = new Promise((open) => { window.letGo = open; });
+  window.fetch = async (...request) => { await gate; return real(...request); };
+}"""
+
+
+@pytest.mark.slow
+def test_a_key_that_overtakes_an_undo_votes_on_nothing(browser: Browser, desk: Desk) -> None:
+    page = begin(browser, desk)
+    press(page, "ArrowLeft")
+    page.evaluate(HOLD)
+    page.keyboard.press("z")
+    page.keyboard.press("ArrowLeft")  # the pair that was taken back is not there yet
+    page.evaluate("letGo()")
+    ready(page)
+    assert page.evaluate("votes.length") == 0
+    press(page, "ArrowLeft")
+    assert len(desk.votes) == page.evaluate("votes.length") == 1
+    page.context.close()
+
+
 class Served:
     """The real server, as the command line starts it."""
 

@@ -146,9 +146,9 @@ async function undo() {
   delete kept[voteKey(last)];
   if (data.server) kept[KEY + "unsent:" + voteKey(last)] = JSON.stringify(last); // sent as taken back
   readVotes();
+  Object.assign(session, { pair: null, last: null, count: mine().length }); // no key votes until the pair is back
   if (data.server) await send();
   say("undone");
-  Object.assign(session, { last: null, count: mine().length });
   await showPair(again(last, { left: last.left, repeat_of: last.repeat_of, anchor: last.anchor }));
 }
 
