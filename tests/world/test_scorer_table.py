@@ -53,7 +53,7 @@ def test_the_rivals_differ_in_form_alone() -> None:
 
 @pytest.mark.slow
 def test_the_whole_table(tmp_path: Path) -> None:
-    plan = TablePlan(votes=40, heldout=20, steps=2, head_steps=2, users=4)
+    plan = TablePlan(votes=40, heldout=20, steps=2, mps_steps=4, head_steps=2, users=4)
     found = make_table(plan, tmp_path / "table.md")
     assert json.loads((tmp_path / "table.json").read_text()) == json.loads(json.dumps(found))
     names = [row["scorer"] for row in found["rows"]]
