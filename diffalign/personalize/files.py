@@ -1,0 +1,70 @@
+"""Files of people and adapters: written whole or not at all, and searched for what must be gone."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+
+def write_bytes(path: Path, data: bytes) -> Path:
+    """Write a file beside its place, then move it there; a failure leaves what was there before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)  # mkstemp makes it readable to its owner alone
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Write safetensors whole; see ``write_bytes``."""
+    from safetensors.torch import save
+
+    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    return write_bytes(path, save(whole, metadata={"format": "pt", **(metadata or {})}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors of a safetensors file on the CPU, and its metadata.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; copy the folder again")
+    try:
+        with safe_open(path, framework="pt") as file:
+            # a copy: tensors of safe_open share the file's pages, and the file may be rewritten
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); copy it again") from error
+
+
+def files_with(folder: Path, wanted: Iterable[bytes]) -> list[Path]:
+    """Files anywhere in a folder whose bytes hold any of the wanted ones; an empty wanted one is in none."""
+    needles = [w for w in wanted if w]
+    return [file for file in sorted(folder.rglob("*")) if file.is_file() and _holds(file, needles)]
+
+
+def _holds(file: Path, needles: Iterable[bytes]) -> bool:
+    if file.stat().st_size == 0:
+        return False
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return any(content.find(needle) >= 0 for needle in needles)
