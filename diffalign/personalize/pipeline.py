@@ -1,0 +1,232 @@
+"""People in a plain diffusers pipeline: ``attach`` a saved adapter, ``use`` somebody, and call the pipeline."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffalign.attention.decoupled import Implementation
+from diffalign.personalize.adapter import UserAdapter, load_adapter, tokens_of
+from diffalign.personalize.encoders import About
+from diffalign.personalize.guidance import Condition, Level, conditional, each, mixture
+from diffalign.personalize.users import INDEX, Users, UsersError
+
+KEYWORDS = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
+Who = str | Tensor | Mapping[str, float] | Sequence[str] | About
+"""Somebody of the store by name or id; tokens (K, D); a mixture with weights; one person for each prompt; or
+what is known of one person, or of one for each prompt."""
+
+
+class Attached:
+    """A pipeline with people; ``pipe.unet`` or ``pipe.transformer`` gets them whenever it is called.
+
+    Args:
+        pipe: the pipeline.
+        adapter: encoder and layers, attached to its denoiser.
+        users: people who can be named; None where the folder has none.
+    """
+
+    def __init__(self, pipe: Any, adapter: UserAdapter, users: Users | None, before: dict[str, Any]) -> None:
+        """``before`` are the denoiser's own processors, for ``detach``."""
+        self.pipe, self.adapter, self.users = pipe, adapter, users
+        self.denoiser = denoiser_of(pipe)
+        self.condition: Condition | None = None
+        self.user_guidance: float | None = None
+        self._before, self._keyword = before, _keyword(self.denoiser)
+        self._pictures: int | None = None
+        self._hooks = [
+            self.denoiser.register_forward_pre_hook(self._given, with_kwargs=True),
+            self.denoiser.register_forward_hook(self._answered),
+        ]
+
+    def use(
+        self,
+        who: Who,
+        *,
+        scale: float | None = None,
+        user_guidance: float | None = None,
+        level: Level = "output",
+    ) -> Attached:
+        """Make all further pictures for somebody.
+
+        Args:
+            who: see ``Who``. Of a mixture {"anna": 1.5, "ben": -0.5} each weight multiplies what attention to
+                that person gives (``level="output"``), or the tokens are mixed (``level="token"``).
+            scale: weight of the attention to the person; None is that of the adapter.
+            user_guidance: weight w_u of guidance of its own for the person, at the price of a third
+                evaluation; None has the person in the conditional branch of the usual guidance.
+            level: of a mixture.
+
+        Raises:
+            UsersError: somebody unknown.
+            ValueError: tokens of another number or width, or a mixture that is refused.
+        """
+        condition = self._condition(who, level)
+        self._check(condition.tokens)
+        self.condition = condition.scaled(self.adapter.branch.scale if scale is None else scale)
+        self.user_guidance = user_guidance
+        return self
+
+    def nobody(self) -> Attached:
+        """Make all further pictures as the pipeline made them without people, bit for bit."""
+        self.condition, self.user_guidance = None, None
+        return self
+
+    def detach(self) -> None:
+        """Take people off again; the pipeline is what it was."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self.denoiser.set_attn_processor(dict(self._before))
+
+    def _condition(self, who: Who, level: Level) -> Condition:
+        if isinstance(who, str):
+            return each([self._tokens(who)])
+        if isinstance(who, Tensor):
+            return each([who])
+        if isinstance(who, About):
+            encoder = self.adapter.encoder
+            training = encoder.training
+            with torch.no_grad():
+                tokens = encoder.eval()(who.to(encoder.nobody.device))
+            encoder.train(training)
+            return each(list(tokens))
+        if isinstance(who, Mapping):
+            return mixture([(self._tokens(name), weight) for name, weight in who.items()], level)
+        return each([self._tokens(name) for name in who])
+
+    def _tokens(self, name: str) -> Tensor:
+        if self.users is None:
+            raise UsersError(
+                f"no people are stored beside this adapter ({INDEX}), so {name!r} cannot be found: add them "
+                "with diffalign users add, or give tokens"
+            )
+        return tokens_of(self.adapter.encoder, self.users, name)
+
+    def _check(self, tokens: Tensor) -> None:
+        options = self.adapter.encoder.options
+        if tokens.shape[-1] != options.width or tokens.shape[1] % options.tokens:
+            raise ValueError(
+                f"user tokens are {tuple(tokens.shape[1:])}; this adapter takes ({options.tokens}, "
+                f"{options.width}): use the encoder that belongs to it"
+            )
+
+    def _given(
+        self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """Add the user tokens to a call of the denoiser."""
+        self._pictures = None
+        if self.condition is None:
+            return args, kwargs
+        rows = len(args[0] if args else kwargs["hidden_states" if "hidden_states" in kwargs else "sample"])
+        guided = bool(getattr(self.pipe, "do_classifier_free_guidance", False))
+        if guided and rows % 2:
+            raise ValueError(
+                f"guidance of {rows} rows: pipelines with more than two branches are not supported"
+            )
+        pictures = rows // 2 if guided else rows
+        silent = pictures if guided else 0  # rows of the branch without text, which has nobody either
+        if self.user_guidance is not None:
+            self._pictures = pictures
+            args, kwargs = _again((args, kwargs), rows, pictures)
+            silent = rows
+        tokens, scale = self._rows(pictures, silent)
+        given = {**(kwargs.get(self._keyword) or {}), "user_tokens": tokens, "user_scale": scale}
+        return args, {**kwargs, self._keyword: given}
+
+    def _rows(self, pictures: int, silent: int) -> tuple[Tensor, Tensor]:
+        """Tokens and scales of ``silent`` rows without anybody and then one row for each picture."""
+        assert self.condition is not None  # _given has looked
+        tokens, scale = (x.to(self.denoiser.device) for x in (self.condition.tokens, self.condition.scale))
+        people = len(tokens)
+        if pictures % people:
+            raise ValueError(
+                f"{people} people for {pictures} pictures: give one person, or one for each prompt"
+            )
+        scale = torch.cat(
+            [scale.new_zeros(silent, scale.shape[1]), scale.repeat_interleave(pictures // people, 0)]
+        )
+        if people > 1:
+            own = tokens.repeat_interleave(pictures // people, 0)
+            tokens = torch.cat([own.new_zeros(silent, *own.shape[1:]), own])
+        return tokens, scale
+
+    def _answered(self, module: Any, args: Any, output: Any) -> Any:
+        """Fold the third branch into the conditional one."""
+        if self._pictures is None or self.user_guidance is None:
+            return output
+        sample = output[0]
+        guided = len(sample) > 2 * self._pictures
+        before, text, user = sample.tensor_split(
+            [len(sample) - 2 * self._pictures, len(sample) - self._pictures]
+        )
+        text_weight = float(self.pipe.guidance_scale) if guided else 1.0
+        found = conditional(text, user, text_weight=text_weight, user_weight=self.user_guidance)
+        found = torch.cat([before, found.to(sample.dtype)])
+        return (found, *output[1:]) if isinstance(output, tuple) else type(output)(sample=found)
+
+
+def attach(
+    pipe: Any, folder: Path | str, *, backend: str = "auto", implementation: Implementation = "auto"
+) -> Attached:
+    """Attach the user adapter of a folder to a diffusers pipeline (Stable Diffusion, SDXL, SD3).
+
+    Until somebody is used the pipeline makes what it made before. A LoRA may be loaded before or after.
+
+    Args:
+        pipe: the pipeline, with the model that the adapter was trained on.
+        folder: what ``save_adapter`` wrote, with its people.
+        backend: of the text's attention, see ``attention.backends``.
+        implementation: of the attention to users.
+
+    Raises:
+        FileNotFoundError: the folder holds no adapter.
+        ValueError: the adapter is of another model, users are attached already, or a pipeline without a
+            denoiser that takes users.
+        RuntimeError: the backend cannot be used on the model's device.
+    """
+    folder, denoiser = Path(folder), denoiser_of(pipe)
+    _keyword(denoiser)
+    before = dict(denoiser.attn_processors)
+    adapter = load_adapter(denoiser, folder, backend=backend, implementation=implementation)
+    adapter.encoder.eval().requires_grad_(False)
+    users = Users(folder) if (folder / INDEX).is_file() else None
+    return Attached(pipe, adapter, users, before)
+
+
+def denoiser_of(pipe: Any) -> Any:
+    """UNet or transformer of a pipeline.
+
+    Raises:
+        ValueError: it has neither.
+    """
+    for name in ("unet", "transformer"):
+        if getattr(pipe, name, None) is not None:
+            return getattr(pipe, name)
+    raise ValueError(f"{type(pipe).__name__} has neither unet nor transformer: users cannot be attached")
+
+
+def _keyword(denoiser: Any) -> str:
+    """Name of the argument that carries what attention layers take."""
+    known = inspect.signature(denoiser.forward).parameters
+    found = next((k for k in KEYWORDS if k in known), None)
+    if found is None:
+        raise ValueError(f"{type(denoiser).__name__} passes nothing to its attention layers: no users for it")
+    return found
+
+
+def _again(found: Any, rows: int, pictures: int) -> Any:
+    """Arguments with the last ``pictures`` rows of every tensor of ``rows`` rows once more at the end."""
+    if isinstance(found, Tensor):
+        batched = found.ndim > 0 and len(found) == rows
+        return torch.cat([found, found[rows - pictures :]]) if batched else found
+    if isinstance(found, dict):
+        return {k: _again(v, rows, pictures) for k, v in found.items()}
+    if isinstance(found, tuple):
+        return tuple(_again(v, rows, pictures) for v in found)
+    return found
