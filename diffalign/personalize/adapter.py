@@ -1,7 +1,7 @@
 """What makes a model one of single people: a user encoder, and keys and values of its tokens in every layer.
 
-A saved adapter is a folder of ``user_adapter_config.json`` and ``diffalign_user_adapter.safetensors`` (encoder
-and layers), beside the store of people (``users``), which alone holds what belongs to single people.
+A saved adapter is a folder of ``user_adapter_config.json`` and ``diffalign_user_adapter.safetensors``
+(encoder and layers), beside the store of people (``users``), which alone holds what belongs to single people.
 """
 
 from __future__ import annotations
@@ -212,13 +212,14 @@ def tokens_of(encoder: UserEncoder, users: Users, name: str) -> Tensor:
     shape = (encoder.options.tokens, encoder.options.width)
     if users.kind == "tokens" and tuple(vector.shape) == shape:
         return vector
-    if users.kind == "weights" and isinstance(encoder, Table) and encoder.prototypes is not None:
-        if len(vector) == len(encoder.prototypes):
-            with torch.no_grad():
-                return encoder.tokens(vector[None].to(encoder.prototypes.device))[0]
+    prototypes = encoder.prototypes if isinstance(encoder, Table) else None
+    if users.kind == "weights" and prototypes is not None and len(vector) == len(prototypes):
+        assert isinstance(encoder, Table)  # for mypy
+        with torch.no_grad():
+            return encoder.tokens(vector[None].to(prototypes.device))[0]
     raise UsersError(
-        f"{users.folder} stores people as {users.kind} {tuple(vector.shape)}, which are none of this encoder, "
-        f"whose tokens are {shape}: people and adapter do not belong together"
+        f"{users.folder} stores people as {users.kind} {tuple(vector.shape)}, which are none of this "
+        f"encoder, whose tokens are {shape}: people and adapter do not belong together"
     )
 
 

@@ -4,9 +4,9 @@ Guidance, with no text and nobody, text alone, and text and a person:
 
     e = e(0, 0) + w_c (e(c, 0) - e(0, 0)) + w_u (e(c, u) - e(c, 0))
 
-Mixtures at the level of outputs, sum_i a_i Attention_i, are linear in a: every person is a segment of the user
-tokens with a scale of its own. At the level of tokens, Attention(sum_i a_i U_i), they are not, and cost one
-person's time.
+Mixtures at the level of outputs, sum_i a_i Attention_i, are linear in a: every person is a segment of the
+user tokens with a scale of its own. At the level of tokens, Attention(sum_i a_i U_i), they are not, and cost
+one person's time.
 """
 
 from __future__ import annotations

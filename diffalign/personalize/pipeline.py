@@ -1,4 +1,4 @@
-"""People in a plain diffusers pipeline: ``attach`` a saved adapter, ``use`` somebody, and call the pipeline."""
+"""People in a plain diffusers pipeline: ``attach`` an adapter, ``use`` somebody, and call the pipeline."""
 
 from __future__ import annotations
 

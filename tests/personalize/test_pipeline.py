@@ -1,0 +1,181 @@
+"""People in plain diffusers pipelines: what acts, what must not, and that a saved adapter stays the same."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import diffalign.personalize
+from diffalign.personalize import attach
+from diffalign.personalize.adapter import BranchOptions, load_adapter, save_adapter
+from diffalign.personalize.encoders import About
+from diffalign.personalize.users import UsersError
+from tests.personalize.helpers import denoiser_of, float_pipeline, latents, saved, trained
+from tests.tiny import tiny_pipeline
+
+FAMILIES = ("sd", "sd3")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_somebody_acts_and_nobody_does_not(family: str, tmp_path: Path) -> None:
+    folder, pipe = saved(family, tmp_path), float_pipeline(family)
+    base = latents(pipe)
+    attached = attach(pipe, folder)
+    assert torch.equal(latents(pipe), base)
+    anna = latents(attached.use("anna").pipe)
+    ben = latents(attached.use("ben").pipe)
+    assert (anna - base).abs().max() > 1e-3
+    assert (anna - ben).abs().max() > 1e-3
+    assert torch.equal(latents(attached.use("anna").pipe), anna)
+    assert torch.equal(latents(attached.use("anna", scale=0.0).pipe), base)
+    assert torch.equal(latents(attached.nobody().pipe), base)
+    unguided = latents(attached.use("anna").pipe, guidance=1.0)
+    assert (unguided - latents(attached.nobody().pipe, guidance=1.0)).abs().max() > 1e-3
+    attached.detach()
+    assert torch.equal(latents(pipe), base)
+    again = attach(pipe, folder)
+    torch.testing.assert_close(latents(again.use("anna").pipe), anna)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_people_side_by_side_are_each_as_alone(family: str, tmp_path: Path) -> None:
+    attached = attach(float_pipeline(family), saved(family, tmp_path))
+    alone = [latents(attached.use(name).pipe, start=i)[0] for i, name in enumerate(("anna", "ben"))]
+    both = latents(attached.use(["anna", "ben"]).pipe, ["a red circle"] * 2)
+    torch.testing.assert_close(both, torch.stack(alone), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="2 people for 3 pictures"):
+        latents(attached.pipe, ["a red circle"] * 3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_guidance_with_two_weights(family: str, tmp_path: Path) -> None:
+    """A user weight of the text's is the usual guidance, of 0 the base; between, the step is linear."""
+    attached = attach(float_pipeline(family), saved(family, tmp_path))
+    pipe = attached.pipe
+    base, usual = latents(attached.nobody().pipe), latents(attached.use("anna").pipe)
+    for weight, expected in ((3.0, usual), (0.0, base)):
+        found = latents(attached.use("anna", user_guidance=weight).pipe)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert (latents(attached.use("anna", user_guidance=1.0).pipe) - base).abs().max() > 1e-3
+    plain = latents(attached.use("anna").pipe, guidance=1.0)
+    found = latents(attached.use("anna", user_guidance=1.0).pipe, guidance=1.0)
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
+    assert pipe is attached.pipe
+
+
+def test_mixtures_of_people(tmp_path: Path) -> None:
+    attached = attach(float_pipeline("sd"), saved("sd", tmp_path))
+    anna = latents(attached.use("anna").pipe)
+    for who in ({"anna": 1.0}, {"anna": 1.0, "ben": 0.0}, About(rows=torch.tensor([0]))):
+        torch.testing.assert_close(latents(attached.use(who).pipe), anna, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        latents(attached.use({"anna": 1.0, "ben": 0.0}, level="token").pipe), anna, rtol=1e-4, atol=1e-5
+    )
+    twice = latents(attached.use({"anna": 2.0}).pipe)
+    torch.testing.assert_close(twice, latents(attached.use("anna", scale=2.0).pipe))
+
+
+def test_prototypes_and_low_rank(tmp_path: Path) -> None:
+    attached = attach(float_pipeline("sd"), saved("sd", tmp_path, rank=3, prototypes=2))
+    assert attached.users.kind == "weights"
+    found = latents(attached.use("anna").pipe)
+    row = attached.adapter.encoder(About(rows=torch.tensor([0])))[0]
+    torch.testing.assert_close(latents(attached.use(row).pipe), found)
+
+
+def test_what_cannot_be_attached_or_used_is_refused(tmp_path: Path) -> None:
+    folder, pipe = saved("sd", tmp_path), float_pipeline("sd")
+    attached = attach(pipe, folder)
+    with pytest.raises(ValueError, match="users are attached already"):
+        attach(pipe, folder)
+    with pytest.raises(UsersError, match=r"nobody is stored as .* which knows 2 people"):
+        attached.use("dora")
+    with pytest.raises(ValueError, match=r"user tokens are \(4, 9\); this adapter takes \(4, 24\)"):
+        attached.use(torch.zeros(4, 9))
+    with pytest.raises(ValueError, match=r"user tokens are \(3, 24\)"):
+        attached.use(torch.zeros(3, 24))
+    other = float_pipeline("sd3")
+    with pytest.raises(ValueError, match=r"of a UNet2DConditionModel \(tiny\), and this is a SD3"):
+        attach(other, folder)
+    with pytest.raises(FileNotFoundError, match=r"holds no user_adapter_config\.json"):
+        attach(other, tmp_path / "nothing")
+    with pytest.raises(FileExistsError, match="holds a user adapter"):
+        save_adapter(attached.adapter, folder)
+    with pytest.raises(AttributeError, match="has no 'atach'"):
+        diffalign.personalize.atach  # noqa: B018
+
+
+def test_files_of_another_adapter_are_refused_and_leave_the_model(tmp_path: Path) -> None:
+    folder, other = saved("sd", tmp_path / "one"), saved("sd", tmp_path / "two", width=16)
+    name = "diffalign_user_adapter.safetensors"
+    (folder / name).write_bytes((other / name).read_bytes())
+    denoiser = float_pipeline("sd").unet
+    before = {n: type(p) for n, p in denoiser.attn_processors.items()}
+    with pytest.raises(ValueError, match=r"does not fit this UNet2DConditionModel: .* of another shape"):
+        load_adapter(denoiser, folder)
+    assert {n: type(p) for n, p in denoiser.attn_processors.items()} == before
+    (folder / "user_adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="no configuration in format 1"):
+        load_adapter(denoiser, folder)
+    with pytest.raises(ValueError, match="rank is -1"):
+        BranchOptions(rank=-1)
+
+
+def test_groups_of_the_optimiser() -> None:
+    adapter = trained(tiny_pipeline("sd").unet, rank=2)
+    groups = adapter.groups(1e-4, 1e-5, 0.01)
+    assert sum(len(g["params"]) for g in groups) == len(adapter.parameters())
+    still = {id(p) for g in groups if g["weight_decay"] == 0 for p in g["params"]}
+    for keys in adapter.layers.values():
+        assert all(id(p) in still for p in keys.v.parameters())
+        assert not any(id(p) in still for p in keys.k.parameters())
+    assert id(adapter.encoder.people) in still
+    rates = {id(p): g["lr"] for g in groups for p in g["params"]}
+    assert rates[id(adapter.encoder.people)] == 1e-4
+
+
+FRESH = """
+import sys
+import torch
+from diffalign.personalize import attach
+from tests.personalize.helpers import float_pipeline, latents
+from safetensors.torch import save_file
+attached = attach(float_pipeline(sys.argv[1]), sys.argv[2])
+save_file({"found": latents(attached.use("ben").pipe)}, sys.argv[3])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_fresh_process_makes_the_same_bits(family: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    pipe = float_pipeline(family)
+    adapter = trained(denoiser_of(pipe))
+    folder = saved(family, tmp_path / "adapter")
+    attached_here = diffalign.personalize.Attached(pipe, adapter, None, {})
+    expected = latents(attached_here.use(adapter.encoder.people[1].detach()).pipe)
+    out = tmp_path / "out.safetensors"
+    command = [sys.executable, "-c", FRESH, family, str(folder), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert torch.equal(load_file(out)["found"], expected)
+
+
+@pytest.mark.slow
+def test_a_lora_and_people_compose(tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    folder, pipe = saved("sd", tmp_path), float_pipeline("sd")
+    base, anna = latents(pipe), latents(attach(float_pipeline("sd"), folder).use("anna").pipe)
+    attached = attach(pipe, folder)
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False))
+    lora, both = latents(attached.nobody().pipe), latents(attached.use("anna").pipe)
+    found = [base, anna, lora, both]
+    assert min((a - b).abs().max() for i, a in enumerate(found) for b in found[:i]) > 1e-3
+    pipe.unet.disable_adapters()
+    torch.testing.assert_close(latents(attached.use("anna").pipe), anna)
