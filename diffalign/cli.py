@@ -20,6 +20,7 @@ from diffalign.cli_scorers import register
 from diffalign.evaluate.command import evaluate
 from diffalign.gallery.command import gallery_app
 from diffalign.loop.command import loop
+from diffalign.personalize.command import users_app
 from diffalign.votes.command import gallery_serve, votes_app
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(gallery_app, name="gallery")
 gallery_app.command("serve")(gallery_serve)
 app.add_typer(votes_app, name="votes")
+app.add_typer(users_app, name="users")
 app.command()(loop)
 register(scorers_app, bench_app)
 cli_attention.register(bench_app)

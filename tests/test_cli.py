@@ -22,6 +22,7 @@ COMMANDS = ["demo", "train", "cache", "generate", "score", "evaluate", "gallery 
 COMMANDS += ["doctor", "recipes list", "recipes copy", "scorers list", "scorers convert", "scorers serve"]
 COMMANDS += ["bench train", "bench score", "bench attention", "gallery serve"]
 COMMANDS += ["votes check", "votes summary", "votes explain", "votes to-dataset", "loop"]
+COMMANDS += ["users add", "users list", "users export", "users delete", "users ask"]
 runner = CliRunner()
 
 

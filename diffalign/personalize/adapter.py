@@ -159,7 +159,7 @@ def load_adapter(
         denoiser.attn_processors,
     )
     adapter = add_users(
-        denoiser, options, _branch(config, folder), people=len(rows), backend=backend,
+        denoiser, options, branch_options(config, folder), people=len(rows), backend=backend,
         implementation=implementation,
     )  # fmt: skip
     try:
@@ -168,6 +168,23 @@ def load_adapter(
         denoiser.set_attn_processor(before)
         raise
     return adapter
+
+
+def load_encoder(folder: Path | str) -> UserEncoder:
+    """The encoder of a saved adapter alone, in evaluation mode, with the people of the folder in its table.
+
+    Raises:
+        FileNotFoundError: the folder holds no adapter, or not all of its files.
+        ValueError: it is damaged.
+    """
+    folder = Path(folder)
+    options = encoder_options(read_config(folder), folder)
+    rows = _people(folder, options)
+    adapter = UserAdapter(encoder=options.make(len(rows)), layers={}, branch=BranchOptions(), model="encoder")
+    tensors = read_tensors(folder / WEIGHTS)[0]
+    own = {name: value for name, value in tensors.items() if name.startswith(ENCODER)}
+    _fill(adapter, own, rows, str(folder / WEIGHTS))
+    return adapter.encoder.eval().requires_grad_(False)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -223,7 +240,12 @@ def tokens_of(encoder: UserEncoder, users: Users, name: str) -> Tensor:
     )
 
 
-def _branch(config: Mapping[str, Any], folder: Path) -> BranchOptions:
+def branch_options(config: Mapping[str, Any], folder: Path) -> BranchOptions:
+    """Options of the layers of a configuration.
+
+    Raises:
+        ValueError: they are of another version.
+    """
     given, known = config["branch"], {f.name for f in fields(BranchOptions)}
     if not isinstance(given, dict) or set(given) - known:
         raise ValueError(

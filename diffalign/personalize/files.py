@@ -68,3 +68,16 @@ def _holds(file: Path, needles: Iterable[bytes]) -> bool:
         return False
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return any(content.find(needle) >= 0 for needle in needles)
+
+
+def one_tensor(path: Path) -> Tensor:
+    """The only tensor of a safetensors file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or holds none or several.
+    """
+    found = list(read_tensors(path)[0].values())
+    if len(found) != 1:
+        raise ValueError(f"{path} holds {len(found)} tensors; give a file with the one of the person")
+    return found[0]

@@ -110,7 +110,7 @@ def fit_tokens(
             value = loss(tokens) + pull * (tokens - begin).square().mean()
             if not bool(value.isfinite()):
                 raise FloatingPointError(
-                    f"the loss of the votes is {float(value)} at step {step}: lower learning_rate "
+                    f"the loss of the votes is {float(value.detach())} at step {step}: lower learning_rate "
                     f"({learning_rate})"
                 )
             tokens.grad = torch.autograd.grad(value, tokens)[0]

@@ -57,5 +57,5 @@ def latents(
     generators = [torch.Generator().manual_seed(start + i) for i in range(len(prompts))]
     return pipe(
         prompts, num_inference_steps=2, guidance_scale=guidance, generator=generators, output_type="latent",
-        height=16, width=16,
+        height=32, width=32,
     ).images  # fmt: skip

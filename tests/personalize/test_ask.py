@@ -56,11 +56,11 @@ def test_others_votes_say_what_people_are_like() -> None:
 def test_asked_pairs_teach_faster_than_random_ones() -> None:
     """Six features of which three differ little between pairs: share of pairs foretold after 8 votes."""
     asked, drawn = [], []
-    for person in range(40):
+    for person in range(24):
         rng = np.random.default_rng(person)
         true = 2 * rng.normal(size=6)
-        x = rng.normal(size=(200, 6)) * [2, 2, 2, 0.3, 0.3, 0.3]
-        won = (rng.random(200) < 1 / (1 + np.exp(-x @ true))).astype(float)
+        x = rng.normal(size=(100, 6)) * [2, 2, 2, 0.3, 0.3, 0.3]
+        won = (rng.random(100) < 1 / (1 + np.exp(-x @ true))).astype(float)
         chosen: list[int] = []
         for turn in range(8):
             chosen.append(next_pair(learn(vague(6, 2.0), x[chosen], won[chosen]), x, chosen, rng=turn))

@@ -1,0 +1,64 @@
+"""Judges: fitted to a person's own votes on a reward of other people, and refused where they saw too much."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from diffalign.personalize.judge import JudgeOptions, train_judges
+from scorers.pickscore import PickScore
+from scorers.train_options import TrainOptions
+from scorers.votes import Vote
+from tests.scorers.conftest import tiny_clip, tiny_tokenizer
+
+OPTIONS = JudgeOptions(
+    groups=2, width=8,
+    training=TrainOptions(
+        loss="bradley-terry", learning_rate=1e-2, head_rate=3e-1, steps=60, batch=64, warmup=0,
+        eval_every=30, weight_decay=0.0, schedule="constant", balance_prompts=False,
+    ),
+)  # fmt: skip
+
+
+def votes(name: str, likes_bright: bool, count: int, seed: int) -> list[Vote]:
+    """Somebody who likes bright pictures, or dark ones."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for i in range(count):
+        first, second = (torch.rand(3, 1, 1, generator=generator).expand(3, 32, 32) for _ in range(2))
+        brighter = bool(first.mean() > second.mean())
+        found.append(Vote(first, second, f"prompt {i % 8}", float(brighter == likes_bright), name))
+    return found
+
+
+def test_a_judge_foretells_what_it_was_not_fitted_to() -> None:
+    torch.manual_seed(0)
+    backbone = PickScore(tiny_clip(), tiny_tokenizer())
+    seen = [v for i in range(4) for v in votes(f"p{i}", i % 2 == 0, 40, i)]
+    asked = votes("bright", True, 40, 10) + votes("dark", False, 40, 11)
+    judges = train_judges(backbone, seen, asked, ["other"], OPTIONS)
+    assert min(judges.accuracy.values()) > 0.75
+    assert judges.mean_accuracy == pytest.approx(sum(judges.accuracy.values()) / 2)
+    pictures = torch.stack([torch.full((3, 32, 32), 0.9), torch.full((3, 32, 32), 0.1)])
+    bright, dark = (judges.of(n).score_tensor(pictures, ["a", "a"]) for n in ("bright", "dark"))
+    assert bright[0] > bright[1]
+    assert dark[0] < dark[1]
+    few = train_judges(backbone, seen, votes("few", True, 1, 3), [], OPTIONS)
+    assert math.isnan(few.accuracy["few"])
+
+
+def test_people_must_be_apart() -> None:
+    backbone = PickScore(tiny_clip(), tiny_tokenizer())
+    seen, asked = votes("anna", True, 2, 0), votes("ben", True, 2, 1)
+    with pytest.raises(
+        ValueError, match=r"1 people of the judge's training, 'anna' for one, were trained on"
+    ):
+        train_judges(backbone, seen, asked, ["anna"], OPTIONS)
+    with pytest.raises(ValueError, match="'anna' is on both sides"):
+        train_judges(backbone, seen, seen, [], OPTIONS)
+    with pytest.raises(ValueError, match="each with its user"):
+        train_judges(backbone, [v._replace(user="") for v in seen], asked, [], OPTIONS)
+    with pytest.raises(ValueError, match="fitted is 1"):
+        JudgeOptions(fitted=1)
