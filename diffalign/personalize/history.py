@@ -1,4 +1,4 @@
-"""Votes of each person among records: which may stand for a person, and who saw a pair the other way round."""
+"""Votes of each person among records: which may stand for a person, and who saw a pair the other way."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Histories:
 
 
 def chunks(positions: Sequence[int], size: int, rng: np.random.Generator) -> list[list[int]]:
-    """A person's votes shuffled and cut into whole sets of ``size``: several descriptions of one person (PPD).
+    """A person's votes shuffled and cut into sets of ``size``: several descriptions of one person (PPD).
 
     Raises:
         ValueError: a size below 1.

@@ -128,8 +128,8 @@ def fit_judge(pal: Pal, votes: Sequence[Vote], name: str, options: JudgeOptions)
     rest, fitted = split_by(votes, lambda v: v.prompt, options.fitted, options.training.seed)
     if not fitted:
         fitted, rest = list(votes), []
-    sides = [[v.first for v in fitted], [v.second for v in fitted]]
-    pal.fit_user(name, *sides, [v.prompt for v in fitted], [v.label for v in fitted])
+    first, second = [v.first for v in fitted], [v.second for v in fitted]
+    pal.fit_user(name, first, second, [v.prompt for v in fitted], [v.label for v in fitted])
     decided = [v for v in rest if v.label != 0.5]
     return evaluate(pal, decided, 0.0).decided if decided else math.nan
 

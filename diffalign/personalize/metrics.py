@@ -66,7 +66,8 @@ def outcomes(
     if not (np.isfinite(a).all() and np.isfinite(b).all()) or not (np.isfinite(sd) and sd > 0):
         raise ValueError(f"scores must be finite and sd ({sd}) above 0: look at the judge")
     gain, margin = a - b, tie_margin_sd * sd
-    return 0.5 + 0.5 * ((gain > margin).astype(float) - (gain < -margin))
+    out: Floats = 0.5 + 0.5 * ((gain > margin).astype(float) - (gain < -margin))
+    return out
 
 
 def personal_rate(

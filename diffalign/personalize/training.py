@@ -16,7 +16,7 @@ from diffalign.diffusion.corrupt import draw_seed, seeded_uniform
 
 
 def keep_users(units: Sequence[int], dropout: float) -> Tensor:
-    """(N,) bool, False where a row gets nobody's tokens in place of its person's (user dropout; 0.1 is usual).
+    """(N,) bool, False where a row gets nobody's tokens in place of its person's (0.1 is usual).
 
     With a LoRA in training dropped rows train what all people share. Where the users' branch alone trains,
     they train the tokens of nobody.
@@ -72,7 +72,7 @@ def info_nce(first: Tensor, second: Tensor, people: Sequence[str], temperature: 
 
 
 def dispersion(tokens: Tensor, temperature: float = 1.0) -> Tensor:
-    """Scalar log mean exp(-|d_i - d_j|^2 / temperature) over pairs of different rows: low where people differ.
+    """Scalar log mean exp(-|d_i - d_j|^2 / temperature) over different rows: low where people differ.
 
     (Premier's guard against people who are all alike; 0.1 and a temperature of 1 are published.)
 

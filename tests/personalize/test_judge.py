@@ -16,35 +16,43 @@ from tests.scorers.conftest import tiny_clip, tiny_tokenizer
 OPTIONS = JudgeOptions(
     groups=2, width=8,
     training=TrainOptions(
-        loss="bradley-terry", learning_rate=1e-2, head_rate=3e-1, steps=60, batch=64, warmup=0,
-        eval_every=30, weight_decay=0.0, schedule="constant", balance_prompts=False,
+        loss="bradley-terry", learning_rate=1e-2, head_rate=3e-2, steps=80, batch=64, warmup=0,
+        eval_every=40, weight_decay=0.0, schedule="constant", balance_prompts=False,
     ),
 )  # fmt: skip
 
 
-def votes(name: str, likes_bright: bool, count: int, seed: int) -> list[Vote]:
-    """Somebody who likes bright pictures, or dark ones."""
+RED, BLUE = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, 1.0])
+
+
+def picture(share: float) -> torch.Tensor:
+    """(3, 32, 32) of one colour, from blue to red."""
+    return (share * RED + (1 - share) * BLUE)[:, None, None].expand(3, 32, 32)
+
+
+def votes(name: str, likes_red: bool, count: int, seed: int) -> list[Vote]:
+    """Somebody who likes red pictures, or blue ones."""
     generator = torch.Generator().manual_seed(seed)
     found = []
     for i in range(count):
-        first, second = (torch.rand(3, 1, 1, generator=generator).expand(3, 32, 32) for _ in range(2))
-        brighter = bool(first.mean() > second.mean())
-        found.append(Vote(first, second, f"prompt {i % 8}", float(brighter == likes_bright), name))
+        first, second = torch.rand(2, generator=generator).tolist()
+        label = float((first > second) == likes_red)
+        found.append(Vote(picture(first), picture(second), f"prompt {i % 20}", label, name))
     return found
 
 
 def test_a_judge_foretells_what_it_was_not_fitted_to() -> None:
     torch.manual_seed(0)
     backbone = PickScore(tiny_clip(), tiny_tokenizer())
-    seen = [v for i in range(4) for v in votes(f"p{i}", i % 2 == 0, 40, i)]
-    asked = votes("bright", True, 40, 10) + votes("dark", False, 40, 11)
+    seen = [v for i in range(4) for v in votes(f"p{i}", i % 2 == 0, 60, i)]
+    asked = votes("red", True, 60, 10) + votes("blue", False, 60, 11)
     judges = train_judges(backbone, seen, asked, ["other"], OPTIONS)
-    assert min(judges.accuracy.values()) > 0.75
+    assert min(judges.accuracy.values()) > 0.8
     assert judges.mean_accuracy == pytest.approx(sum(judges.accuracy.values()) / 2)
-    pictures = torch.stack([torch.full((3, 32, 32), 0.9), torch.full((3, 32, 32), 0.1)])
-    bright, dark = (judges.of(n).score_tensor(pictures, ["a", "a"]) for n in ("bright", "dark"))
-    assert bright[0] > bright[1]
-    assert dark[0] < dark[1]
+    pictures = torch.stack([picture(0.9), picture(0.1)])
+    red, blue = (judges.of(n).score_tensor(pictures, ["a", "a"]) for n in ("red", "blue"))
+    assert red[0] > red[1]
+    assert blue[0] < blue[1]
     few = train_judges(backbone, seen, votes("few", True, 1, 3), [], OPTIONS)
     assert math.isnan(few.accuracy["few"])
 
