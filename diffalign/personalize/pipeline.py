@@ -13,6 +13,7 @@ from torch import Tensor
 from diffalign.attention.decoupled import Implementation
 from diffalign.personalize.adapter import UserAdapter, load_adapter, tokens_of
 from diffalign.personalize.encoders import About
+from diffalign.personalize.encoders.direction import DirectionOptions, parse_direction
 from diffalign.personalize.guidance import Condition, Level, conditional, each, mixture
 from diffalign.personalize.users import INDEX, Users, UsersError
 
@@ -71,6 +72,22 @@ class Attached:
         self.condition = condition.scaled(self.adapter.branch.scale if scale is None else scale)
         self.user_guidance = user_guidance
         return self
+
+    def direct(
+        self, text: str, *, scale: float | None = None, user_guidance: float | None = None
+    ) -> Attached:
+        """Make all further pictures for a mixture of rewards, ``hps=0.8,aesthetic=0.6``.
+
+        Raises:
+            ValueError: the adapter's encoder is none of directions, or see ``parse_direction``.
+        """
+        options = self.adapter.encoder.options
+        if not isinstance(options, DirectionOptions):
+            raise ValueError(
+                "this adapter knows people and no directions: train one with the encoder direction"
+            )
+        about = About(direction=parse_direction(text, options.scorers)[None])
+        return self.use(about, scale=scale, user_guidance=user_guidance)
 
     def nobody(self) -> Attached:
         """Make all further pictures as the pipeline made them without people, bit for bit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ def float_pipeline(family: str) -> Any:
         if isinstance(part, torch.nn.Module):
             part.eval()  # without dropout
     return pipe.to(torch.float32)
+
+
+@cache
+def kept_pipeline(family: str) -> Any:
+    """The same pipeline for all tests: whoever attaches something takes it off."""
+    return float_pipeline(family)
 
 
 def trained(denoiser: Any, rank: int = 0, encoder: str = "table", **options: Any) -> UserAdapter:

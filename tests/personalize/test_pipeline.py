@@ -4,107 +4,136 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
 import diffalign.personalize
-from diffalign.personalize import attach
+from diffalign.personalize import Attached, attach
 from diffalign.personalize.adapter import BranchOptions, load_adapter, save_adapter
 from diffalign.personalize.encoders import About
 from diffalign.personalize.users import UsersError
-from tests.personalize.helpers import denoiser_of, float_pipeline, latents, saved, trained
+from tests.personalize.helpers import denoiser_of, float_pipeline, kept_pipeline, latents, saved, trained
 from tests.tiny import tiny_pipeline
 
 FAMILIES = ("sd", "sd3")
+Folders = dict[str, Path]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return {f: saved(f, tmp_path_factory.mktemp(f)) for f in FAMILIES}
+
+
+@contextmanager
+def people(family: str, folder: Path) -> Iterator[Attached]:
+    """An adapter attached to the one pipeline of a family, for a while."""
+    attached = attach(kept_pipeline(family), folder)
+    try:
+        yield attached
+    finally:
+        attached.detach()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_somebody_acts_and_nobody_does_not(family: str, tmp_path: Path) -> None:
-    folder, pipe = saved(family, tmp_path), float_pipeline(family)
+def test_somebody_acts_and_nobody_does_not(family: str, folders: Folders) -> None:
+    pipe = kept_pipeline(family)
     base = latents(pipe)
-    attached = attach(pipe, folder)
+    with people(family, folders[family]) as attached:
+        assert torch.equal(latents(pipe), base)
+        anna = latents(attached.use("anna").pipe)
+        ben = latents(attached.use("ben").pipe)
+        assert (anna - base).abs().max() > 1e-3
+        assert (anna - ben).abs().max() > 1e-3
+        assert torch.equal(latents(attached.use("anna", scale=0.0).pipe), base)
+        assert torch.equal(latents(attached.nobody().pipe), base)
     assert torch.equal(latents(pipe), base)
-    anna = latents(attached.use("anna").pipe)
-    ben = latents(attached.use("ben").pipe)
-    assert (anna - base).abs().max() > 1e-3
-    assert (anna - ben).abs().max() > 1e-3
-    assert torch.equal(latents(attached.use("anna").pipe), anna)
-    assert torch.equal(latents(attached.use("anna", scale=0.0).pipe), base)
-    assert torch.equal(latents(attached.nobody().pipe), base)
-    unguided = latents(attached.use("anna").pipe, guidance=1.0)
-    assert (unguided - latents(attached.nobody().pipe, guidance=1.0)).abs().max() > 1e-3
-    attached.detach()
-    assert torch.equal(latents(pipe), base)
-    again = attach(pipe, folder)
-    torch.testing.assert_close(latents(again.use("anna").pipe), anna)
+    with people(family, folders[family]) as attached:
+        assert torch.equal(latents(attached.use("anna").pipe), anna)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_people_side_by_side_are_each_as_alone(family: str, tmp_path: Path) -> None:
-    attached = attach(float_pipeline(family), saved(family, tmp_path))
-    alone = [latents(attached.use(name).pipe, start=i)[0] for i, name in enumerate(("anna", "ben"))]
-    both = latents(attached.use(["anna", "ben"]).pipe, ["a red circle"] * 2)
-    torch.testing.assert_close(both, torch.stack(alone), rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="2 people for 3 pictures"):
-        latents(attached.pipe, ["a red circle"] * 3)
+def test_people_side_by_side_are_each_as_alone(family: str, folders: Folders) -> None:
+    with people(family, folders[family]) as attached:
+        alone = [latents(attached.use(name).pipe, start=i)[0] for i, name in enumerate(("anna", "ben"))]
+        both = latents(attached.use(["anna", "ben"]).pipe, ["a red circle"] * 2)
+        torch.testing.assert_close(both, torch.stack(alone), rtol=1e-4, atol=1e-4)
+        with pytest.raises(ValueError, match="2 people for 3 pictures"):
+            latents(attached.pipe, ["a red circle"] * 3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_guidance_with_two_weights(family: str, tmp_path: Path) -> None:
-    """A user weight of the text's is the usual guidance, of 0 the base; between, the step is linear."""
-    attached = attach(float_pipeline(family), saved(family, tmp_path))
-    pipe = attached.pipe
-    base, usual = latents(attached.nobody().pipe), latents(attached.use("anna").pipe)
-    for weight, expected in ((3.0, usual), (0.0, base)):
-        found = latents(attached.use("anna", user_guidance=weight).pipe)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert (latents(attached.use("anna", user_guidance=1.0).pipe) - base).abs().max() > 1e-3
-    plain = latents(attached.use("anna").pipe, guidance=1.0)
-    found = latents(attached.use("anna", user_guidance=1.0).pipe, guidance=1.0)
-    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
-    assert pipe is attached.pipe
+def test_guidance_with_two_weights(family: str, folders: Folders) -> None:
+    """A user weight of the text's is the usual guidance, and of 0 the base; without guidance 1 is usual."""
+    with people(family, folders[family]) as attached:
+        base, usual = latents(attached.nobody().pipe), latents(attached.use("anna").pipe)
+        for weight, expected in ((3.0, usual), (0.0, base)):
+            found = latents(attached.use("anna", user_guidance=weight).pipe)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        half = latents(attached.use("anna", user_guidance=1.0).pipe)
+        assert min((half - base).abs().max(), (half - usual).abs().max()) > 1e-3
+        plain = latents(attached.use("anna").pipe, guidance=1.0)
+        found = latents(attached.use("anna", user_guidance=1.0).pipe, guidance=1.0)
+        torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
 
 
-def test_mixtures_of_people(tmp_path: Path) -> None:
-    attached = attach(float_pipeline("sd"), saved("sd", tmp_path))
-    anna = latents(attached.use("anna").pipe)
-    for who in ({"anna": 1.0}, {"anna": 1.0, "ben": 0.0}, About(rows=torch.tensor([0]))):
-        torch.testing.assert_close(latents(attached.use(who).pipe), anna, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(
-        latents(attached.use({"anna": 1.0, "ben": 0.0}, level="token").pipe), anna, rtol=1e-4, atol=1e-5
-    )
-    twice = latents(attached.use({"anna": 2.0}).pipe)
-    torch.testing.assert_close(twice, latents(attached.use("anna", scale=2.0).pipe))
+def test_mixtures_of_people(folders: Folders) -> None:
+    with people("sd", folders["sd"]) as attached:
+        anna = latents(attached.use("anna").pipe)
+        for who in ({"anna": 1.0, "ben": 0.0}, About(rows=torch.tensor([0]))):
+            torch.testing.assert_close(latents(attached.use(who).pipe), anna, rtol=1e-4, atol=1e-4)
+        same = latents(attached.use({"anna": 1.0, "ben": 0.0}, level="token").pipe)
+        torch.testing.assert_close(same, anna, rtol=1e-4, atol=1e-4)
+        twice = latents(attached.use({"anna": 2.0}).pipe)
+        torch.testing.assert_close(twice, latents(attached.use("anna", scale=2.0).pipe))
 
 
 def test_prototypes_and_low_rank(tmp_path: Path) -> None:
-    attached = attach(float_pipeline("sd"), saved("sd", tmp_path, rank=3, prototypes=2))
-    assert attached.users.kind == "weights"
-    found = latents(attached.use("anna").pipe)
-    row = attached.adapter.encoder(About(rows=torch.tensor([0])))[0]
-    torch.testing.assert_close(latents(attached.use(row).pipe), found)
+    with people("sd", saved("sd", tmp_path, rank=3, prototypes=2)) as attached:
+        assert attached.users.kind == "weights"
+        found = latents(attached.use("anna").pipe)
+        row = attached.adapter.encoder(About(rows=torch.tensor([0])))[0]
+        torch.testing.assert_close(latents(attached.use(row).pipe), found)
 
 
-def test_what_cannot_be_attached_or_used_is_refused(tmp_path: Path) -> None:
-    folder, pipe = saved("sd", tmp_path), float_pipeline("sd")
-    attached = attach(pipe, folder)
-    with pytest.raises(ValueError, match="users are attached already"):
-        attach(pipe, folder)
-    with pytest.raises(UsersError, match=r"nobody is stored as .* which knows 2 people"):
-        attached.use("dora")
-    with pytest.raises(ValueError, match=r"user tokens are \(4, 9\); this adapter takes \(4, 24\)"):
-        attached.use(torch.zeros(4, 9))
-    with pytest.raises(ValueError, match=r"user tokens are \(3, 24\)"):
-        attached.use(torch.zeros(3, 24))
-    other = float_pipeline("sd3")
+def test_directions(tmp_path: Path, folders: Folders) -> None:
+    pipe = kept_pipeline("sd")
+    adapter = trained(pipe.unet, encoder="direction", scorers=("hps", "aesthetic"), hidden=8)
+    pipe.unet.set_attn_processor(dict(float_pipeline("sd").unet.attn_processors))
+    with people("sd", save_adapter(adapter, tmp_path)) as attached:
+        one, other = (latents(attached.direct(text).pipe) for text in ("hps=1", "aesthetic=2"))
+        assert (one - other).abs().max() > 1e-3
+        torch.testing.assert_close(latents(attached.direct("hps=3").pipe), one)
+        with pytest.raises(UsersError, match="no people are stored beside this adapter"):
+            attached.use("anna")
+    with (
+        people("sd", folders["sd"]) as attached,
+        pytest.raises(ValueError, match="knows people and no directions"),
+    ):
+        attached.direct("hps=1")
+
+
+def test_what_cannot_be_attached_or_used_is_refused(tmp_path: Path, folders: Folders) -> None:
+    with people("sd", folders["sd"]) as attached:
+        with pytest.raises(ValueError, match="users are attached already"):
+            attach(attached.pipe, folders["sd"])
+        with pytest.raises(UsersError, match=r"nobody is stored as .* which knows 2 people"):
+            attached.use("dora")
+        with pytest.raises(ValueError, match=r"user tokens are \(4, 9\); this adapter takes \(4, 24\)"):
+            attached.use(torch.zeros(4, 9))
+        with pytest.raises(ValueError, match=r"user tokens are \(3, 24\)"):
+            attached.use(torch.zeros(3, 24))
+        with pytest.raises(FileExistsError, match="holds a user adapter"):
+            save_adapter(attached.adapter, folders["sd"])
     with pytest.raises(ValueError, match=r"of a UNet2DConditionModel \(tiny\), and this is a SD3"):
-        attach(other, folder)
+        attach(kept_pipeline("sd3"), folders["sd"])
     with pytest.raises(FileNotFoundError, match=r"holds no user_adapter_config\.json"):
-        attach(other, tmp_path / "nothing")
-    with pytest.raises(FileExistsError, match="holds a user adapter"):
-        save_adapter(attached.adapter, folder)
+        attach(kept_pipeline("sd"), tmp_path / "nothing")
+    with pytest.raises(ValueError, match="neither unet nor transformer"):
+        attach(object(), tmp_path)
     with pytest.raises(AttributeError, match="has no 'atach'"):
         diffalign.personalize.atach  # noqa: B018
 
@@ -113,7 +142,7 @@ def test_files_of_another_adapter_are_refused_and_leave_the_model(tmp_path: Path
     folder, other = saved("sd", tmp_path / "one"), saved("sd", tmp_path / "two", width=16)
     name = "diffalign_user_adapter.safetensors"
     (folder / name).write_bytes((other / name).read_bytes())
-    denoiser = float_pipeline("sd").unet
+    denoiser = kept_pipeline("sd").unet
     before = {n: type(p) for n, p in denoiser.attn_processors.items()}
     with pytest.raises(ValueError, match=r"does not fit this UNet2DConditionModel: .* of another shape"):
         load_adapter(denoiser, folder)
@@ -141,7 +170,7 @@ def test_groups_of_the_optimiser() -> None:
 FRESH = """
 import sys
 import torch
-from diffalign.personalize import attach
+from diffalign.personalize import Attached, attach
 from tests.personalize.helpers import float_pipeline, latents
 from safetensors.torch import save_file
 attached = attach(float_pipeline(sys.argv[1]), sys.argv[2])
