@@ -1,11 +1,10 @@
-"""Files of people and adapters: written whole or not at all, and searched for what must be gone."""
+"""Files of people and adapters, written whole or not at all."""
 
 from __future__ import annotations
 
-import mmap
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -55,19 +54,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name).clone() for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); copy it again") from error
-
-
-def files_with(folder: Path, wanted: Iterable[bytes]) -> list[Path]:
-    """Files anywhere in a folder whose bytes hold any of the wanted ones; an empty wanted one is in none."""
-    needles = [w for w in wanted if w]
-    return [file for file in sorted(folder.rglob("*")) if file.is_file() and _holds(file, needles)]
-
-
-def _holds(file: Path, needles: Iterable[bytes]) -> bool:
-    if file.stat().st_size == 0:
-        return False
-    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return any(content.find(needle) >= 0 for needle in needles)
 
 
 def one_tensor(path: Path) -> Tensor:

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from diffalign.evaluate.report import write_atomic
-from diffalign.personalize.files import files_with, read_tensors, write_tensors
+from diffalign.personalize.erase import bytes_of, files_with, rewrite_without
+from diffalign.personalize.files import read_tensors, write_tensors
 
 INDEX, VECTORS, LOCK = "users.json", "users.safetensors", "users.lock"
 FORMAT = 1
@@ -33,8 +34,6 @@ DIGITS = 32
 """Hex digits of a hashed id: 128 bits."""
 WAIT = 10.0
 """Seconds to wait for another process that changes the store."""
-HALVES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-"""Precisions in which a copy of a vector is looked for."""
 
 Kind = Literal["tokens", "weights"]
 """tokens: (K, D) as they are. weights: (P,) of a table's prototypes, before their softmax."""
@@ -187,9 +186,11 @@ class Users:
             held = self._vectors()
             if one not in held and one not in self._index()["people"]:
                 raise UsersError(self._unknown(one))
-            traces = [one.encode(), *_bytes_of(held[one])] if one in held else [one.encode()]
+            others = [vector for other, vector in held.items() if other != one]
+            traces = [one.encode(), *(bytes_of(held[one], others) if one in held else ())]
             places = [self.folder, *also]
-            rewritten = [f for place in places for f in files_with(place, [one.encode()]) if _without(f, one)]
+            found = [f for place in places for f in files_with(place, [one.encode()])]
+            rewritten = [f for f in found if rewrite_without(f, one)]
             left = [f for place in places for f in files_with(place, traces)]
         if left:
             raise UsersError(
@@ -281,35 +282,3 @@ def _whole(index: Mapping[str, Any]) -> bool:
         and re.fullmatch(r"([0-9a-f]{2}){8,}", salt) is not None
         and all(isinstance(p, dict) and set(p) == {"votes", "added"} for p in people.values())
     )
-
-
-def _bytes_of(vector: Tensor) -> list[bytes]:
-    """A vector as it may stand in a file; one that is the same everywhere says nothing of anybody."""
-    if vector.numel() < 2 or bool((vector == vector.flatten()[0]).all()):
-        return []
-    return [vector.to(t).contiguous().view(torch.uint8).numpy().tobytes() for t in HALVES]
-
-
-def _without(file: Path, one: str) -> bool:
-    """Rewrite a file without a person, where its form is known; returns whether it was."""
-    target = file.resolve()  # a link stays one
-    if file.suffix == ".safetensors":
-        tensors, metadata = read_tensors(target)
-        kept = {k: v for k, v in tensors.items() if one not in k}
-        write_tensors(target, kept, {k: v for k, v in metadata.items() if one not in k + v})
-        return True
-    if file.suffix not in (".json", ".jsonl"):
-        return False
-    text = target.read_text(encoding="utf-8")
-    if file.suffix == ".jsonl":
-        write_atomic(target, "".join(line + "\n" for line in text.splitlines() if one not in line))
-    else:
-        write_atomic(target, json.dumps(_pruned(json.loads(text), one), indent=1) + "\n")
-    return True
-
-
-def _pruned(found: Any, one: str) -> Any:
-    """JSON without entries that are, or are named, the id."""
-    if isinstance(found, dict):
-        return {k: _pruned(v, one) for k, v in found.items() if k != one and v != one}
-    return [_pruned(v, one) for v in found if v != one] if isinstance(found, list) else found

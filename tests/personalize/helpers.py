@@ -59,10 +59,10 @@ def saved(family: str, folder: Path, rank: int = 0, **options: Any) -> Path:
 def latents(
     pipe: Any, prompts: list[str] | None = None, guidance: float = 3.0, start: int = 0
 ) -> torch.Tensor:
-    """Latents of two steps; picture i of a call starts from the same noise whatever stands beside it."""
+    """Latents of one step; picture i of a call starts from the same noise whatever stands beside it."""
     prompts = prompts or ["a red circle"]
     generators = [torch.Generator().manual_seed(start + i) for i in range(len(prompts))]
     return pipe(
-        prompts, num_inference_steps=2, guidance_scale=guidance, generator=generators, output_type="latent",
+        prompts, num_inference_steps=1, guidance_scale=guidance, generator=generators, output_type="latent",
         height=32, width=32,
     ).images  # fmt: skip

@@ -53,6 +53,7 @@ def test_others_votes_say_what_people_are_like() -> None:
     assert of_people(votes[:2]) is None
 
 
+@pytest.mark.slow
 def test_asked_pairs_teach_faster_than_random_ones() -> None:
     """Six features of which three differ little between pairs: share of pairs foretold after 8 votes."""
     asked, drawn = [], []

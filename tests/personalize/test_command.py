@@ -88,6 +88,7 @@ def test_somebody_comes_by_votes_and_goes(tmp_path: Path, voted: tuple[Path, Pat
     assert "no decided votes of 'ben'; there are some of anna" in message
 
 
+@pytest.mark.slow
 def test_weights_of_prototypes_come_from_their_reward(
     tmp_path: Path, voted: tuple[Path, Path, list[Vote]]
 ) -> None:

@@ -41,6 +41,7 @@ def votes(name: str, likes_red: bool, count: int, seed: int) -> list[Vote]:
     return found
 
 
+@pytest.mark.slow
 def test_a_judge_foretells_what_it_was_not_fitted_to() -> None:
     torch.manual_seed(0)
     backbone = PickScore(tiny_clip(), tiny_tokenizer())

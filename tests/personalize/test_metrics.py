@@ -110,6 +110,7 @@ def test_swaps_are_with_another_taste() -> None:
         swapped(["a", "b"], {"a": 0, "b": 0})
 
 
+@pytest.mark.slow
 def test_plots_are_written(tmp_path: Path) -> None:
     from PIL import Image
 

@@ -20,6 +20,7 @@ from tests.personalize.helpers import denoiser_of, float_pipeline, kept_pipeline
 from tests.tiny import tiny_pipeline
 
 FAMILIES = ("sd", "sd3")
+ONE_QUICK = [pytest.param("sd", marks=pytest.mark.slow), "sd3"]
 Folders = dict[str, Path]
 
 
@@ -55,7 +56,7 @@ def test_somebody_acts_and_nobody_does_not(family: str, folders: Folders) -> Non
         assert torch.equal(latents(attached.use("anna").pipe), anna)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ONE_QUICK)
 def test_people_side_by_side_are_each_as_alone(family: str, folders: Folders) -> None:
     with people(family, folders[family]) as attached:
         alone = [latents(attached.use(name).pipe, start=i)[0] for i, name in enumerate(("anna", "ben"))]
@@ -65,7 +66,7 @@ def test_people_side_by_side_are_each_as_alone(family: str, folders: Folders) ->
             latents(attached.pipe, ["a red circle"] * 3)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ONE_QUICK)
 def test_guidance_with_two_weights(family: str, folders: Folders) -> None:
     """A user weight of the text's is the usual guidance, and of 0 the base; without guidance 1 is usual."""
     with people(family, folders[family]) as attached:
@@ -80,6 +81,7 @@ def test_guidance_with_two_weights(family: str, folders: Folders) -> None:
         torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_mixtures_of_people(folders: Folders) -> None:
     with people("sd", folders["sd"]) as attached:
         anna = latents(attached.use("anna").pipe)
@@ -91,6 +93,7 @@ def test_mixtures_of_people(folders: Folders) -> None:
         torch.testing.assert_close(twice, latents(attached.use("anna", scale=2.0).pipe))
 
 
+@pytest.mark.slow
 def test_prototypes_and_low_rank(tmp_path: Path) -> None:
     with people("sd", saved("sd", tmp_path, rank=3, prototypes=2)) as attached:
         assert attached.users.kind == "weights"
@@ -99,6 +102,7 @@ def test_prototypes_and_low_rank(tmp_path: Path) -> None:
         torch.testing.assert_close(latents(attached.use(row).pipe), found)
 
 
+@pytest.mark.slow
 def test_directions(tmp_path: Path, folders: Folders) -> None:
     pipe = kept_pipeline("sd")
     adapter = trained(pipe.unet, encoder="direction", scorers=("hps", "aesthetic"), hidden=8)

@@ -94,6 +94,17 @@ def test_copies_that_cannot_be_rewritten_are_named(tmp_path: Path) -> None:
     assert found.delete("ben", [run]).id == found.id_of("ben")
 
 
+def test_damaged_files_are_named_and_twins_are_not_taken_for_one_another(tmp_path: Path) -> None:
+    found = store(tmp_path)
+    found.add("twin", vector(1))
+    found.delete("ben")  # the same numbers stay, as those of the twin
+    (tmp_path / "damaged.json").write_text("{" + found.id_of("carla"))
+    with pytest.raises(UsersError, match=r"damaged\.json still hold the person"):
+        found.delete("carla")
+    (tmp_path / "damaged.json").unlink()
+    assert [p.id for p in found.people()] == [found.id_of("anna"), found.id_of("twin")]
+
+
 def test_a_failing_write_leaves_everything_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = store(tmp_path)
     before = everything(tmp_path)
