@@ -63,10 +63,12 @@ class GroupConfig:
     """Share of each prompt's pictures that the reference makes, rounded down (online_pairs only)."""
     batch: int = 16
     """Pictures that a process makes at once."""
+    side: int | None = None
+    """Side of the pictures in pixels; null takes the model's own."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        at_least(1, {"prompts": self.prompts, "batch": self.batch})
+        at_least(1, {"prompts": self.prompts, "batch": self.batch, "side": self.side})
         at_least(2, {"images": self.images})
         is_share({"reference_share": self.reference_share})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from diffalign.device import send
 from diffalign.diffusion.corrupt import draw_seed, seeded_noise, seeded_uniform
-from diffalign.diffusion.rollout import Guided
 from diffalign.diffusion.timesteps import Uniform
 from diffalign.objectives.base import Denoised, Predictions
 from diffalign.objectives.forward_process import mean_square
@@ -160,5 +159,5 @@ class NoisedPass:
         x0, t = send(table.x0, device).float(), send(table.t, device)
         noise = seeded_noise(table.noise.tolist(), x0)
         x_t, target = process.add_noise(x0, noise, t), process.target(x0, noise, t)
-        plain = Guided(policy=self.policy, cond=harvest.guided.cond).rows(send(table.prompt, device))
+        plain = replace(harvest.guided, uncond=None, scale=1.0).rows(send(table.prompt, device))
         return plain(x_t, t), x_t, target

@@ -175,8 +175,9 @@ class OnlineTrainer(Core):
 
     def _counted(self, harvest: Harvest, rows: int) -> dict[str, float]:
         """Rows that were trained on, and how far apart the pictures of a prompt are, over all processes."""
-        told: list[tuple[int, float]] = gather_object([(rows, diversity(harvest))])
-        return {"rows": sum(n for n, _ in told), "diversity": sum(d for _, d in told) / len(told)}
+        told: list[tuple[int, int, float]] = gather_object([(rows, len(harvest.planned), diversity(harvest))])
+        all_rows, pictures, apart = (sum(column) for column in zip(*told, strict=True))
+        return {"rows": all_rows, "pictures": pictures, "diversity": apart / len(told)}
 
     def _scalars(self, values: Mapping[str, float]) -> dict[str, Tensor]:
         device = self.accelerator.device
