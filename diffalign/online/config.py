@@ -242,8 +242,9 @@ class OnlineConfig(RunConfig):
         super().__post_init__()
         if self.data.path is None and self.data.world is None:
             raise ValueError("data.path is missing: name a file of prompts, or a data.world block")
-        if self.precision == "fp64":
-            raise ValueError("precision is fp64, in which no pictures can be made: take fp32")
+        if self.precision in ("fp64", "fp16"):
+            why = "no pictures can be made" if self.precision == "fp64" else "the loss scaler drops updates"
+            raise ValueError(f"precision is {self.precision}, in which {why}: take bf16 or fp32")
         if self.combination.weights:
             raise ValueError("combination.weights are those of the rewards: set rewards[k].weight instead")
         if self.objective.needs_reference and self.policy.reference == "none":
