@@ -25,6 +25,7 @@ EXTRAS = (
     "ema_error",
     "old_error",
     "other_error",
+    "other_disagrees",
     "anchor_error",
     "anchor_ref_error",
     "rollout_distance",

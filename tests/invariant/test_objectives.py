@@ -52,8 +52,9 @@ AT_REFERENCE = {
     "pmpo": 0.0,
 }
 """Loss by default options where policy and reference agree: log 2 for the logistic ones."""
-NOT_CONSTANT = frozenset({"dspo", "rankdpo", "capo"})
-"""Of those with a reference: an error, a ranking's weights or a score is part of the loss itself."""
+NOT_CONSTANT = frozenset({"dspo", "rankdpo", "capo", "own_other"})
+"""Of those with a reference: an error, a ranking's weights, a score or another person's error is part of the
+loss itself."""
 
 COUPLED = frozenset({"kto", "bco", "aot", "sdpo", "rpo"})
 """May mix the units of a batch, under their default options."""
