@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from diffalign.config import ConfigError, load
 from diffalign.personalize.encoders import (
     About,
     EncoderOptions,
     Examples,
     Profile,
+    encoders,
     make_options,
     names,
     options_from_json,
@@ -107,6 +109,23 @@ def test_options_go_through_json(name: str) -> None:
     assert options_from_json(options_to_json(given)) == given
     with pytest.raises(TypeError, match="has no option 'wdth'; it takes"):
         make_options(name, {"wdth": 3})
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    encoder: EncoderOptions
+
+
+def test_encoders_are_blocks_of_a_recipe() -> None:
+    unions = {"encoder": encoders.get, "encoder.encoder": encoders.get}
+    found = load(Recipe, {"encoder": {"name": "few_shot", "inner": 64}}, ["encoder.heads=4"], unions)
+    assert found.encoder == make_options("few_shot", {"inner": 64, "heads": 4})
+    nested = {"encoder": {"name": "composition", "encoder": {"name": "profile", "tokens": 4}}}
+    assert load(Recipe, nested, (), unions).encoder.tokens == 4
+    with pytest.raises(ConfigError, match="softmax"):
+        load(Recipe, {"encoder": {"name": "table", "tokens": 1}}, (), unions)
+    with pytest.raises(ValueError, match=r"composition\.tokens is 5; it must be 8, as in the encoder within"):
+        make_options("composition", {"tokens": 5})
 
 
 @pytest.mark.parametrize("name", ["few_shot", "composition"])

@@ -33,8 +33,10 @@ class CompositionOptions(EncoderOptions):
         Raises:
             ValueError: it keeps people in a table of its own already.
         """
-        object.__setattr__(self, "tokens", self.encoder.tokens)
-        object.__setattr__(self, "width", self.encoder.width)
+        for name, usual in (("tokens", EncoderOptions.tokens), ("width", EncoderOptions.width)):
+            within = getattr(self.encoder, name)
+            self.require(getattr(self, name) in (usual, within), name, f"{within}, as in the encoder within")
+            object.__setattr__(self, name, within)
         super().__post_init__()
         if "rows" in self.encoder.needs:
             who = name_of(type(self.encoder))
