@@ -82,6 +82,15 @@ def test_guidance_with_two_weights(family: str, folders: Folders) -> None:
 
 
 @pytest.mark.slow
+def test_guidance_where_more_than_text_is_given(tmp_path: Path) -> None:
+    with people("sdxl", saved("sdxl", tmp_path)) as attached:
+        usual = latents(attached.use("anna").pipe)
+        found = latents(attached.use("anna", user_guidance=3.0).pipe)
+        torch.testing.assert_close(found, usual, rtol=1e-4, atol=1e-4)
+        assert (usual - latents(attached.nobody().pipe)).abs().max() > 1e-3
+
+
+@pytest.mark.slow
 def test_mixtures_of_people(folders: Folders) -> None:
     with people("sd", folders["sd"]) as attached:
         anna = latents(attached.use("anna").pipe)
