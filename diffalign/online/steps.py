@@ -177,7 +177,7 @@ class StepPass:
 
     def _recomputed(self, table: StepTable, harvest: Harvest, sets: ParameterSets) -> StepTable:
         """With log-probabilities and means of the policy that made the rollout, on these very rows."""
-        with torch.no_grad(), sets.of_old():
+        with torch.no_grad(), sets.of_behaviour():
             own = self._replayed(table, harvest)
         assert own.logp is not None
         return replace(table, old_logp=own.logp.cpu(), mean=None if table.mean is None else own.mean.cpu())

@@ -66,7 +66,10 @@ class OnlineTrainer(Core):
         super().__init__(config, policy, accelerator, run)
         self.config: OnlineConfig = config
         self.objective = config.objective
-        self.sets = ParameterSets(self.parameters, config.weights)
+        self.sets = ParameterSets(
+            self.parameters, config.weights,
+            remember=config.compare_with == "previous", anchored="ema_pred" in config.objective.needs,
+        )  # fmt: skip
         self.watch = Watch(stop=config.stop)
         rewards = RewardLog(run.root / "rewards", accelerator.process_index)
         self.collect = Collector(config, policy, groups, accelerator, rewards)
@@ -188,9 +191,8 @@ class OnlineTrainer(Core):
         """Inside, the policy is what it is held to, without gradient."""
         if self.config.compare_with == "start":
             return self.policy.reference()
-        return _frozen(self.sets.holding(
-            self.sets.old if self.config.compare_with == "behaviour" else self.sets.previous
-        ))  # fmt: skip
+        behaviour = self.config.compare_with == "behaviour"
+        return _frozen(self.sets.holding(self.sets.behaviour if behaviour else self.sets.previous))
 
     def position(self) -> dict[str, Any]:
         """See Core."""

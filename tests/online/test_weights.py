@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from diffalign.objectives.blend import Blend
 from diffalign.online.config import WeightsConfig
 from diffalign.online.weights import ParameterSets
 
@@ -15,7 +16,8 @@ from diffalign.online.weights import ParameterSets
 def sets(**options: Any) -> tuple[ParameterSets, nn.Parameter]:
     """One trained weight, which starts at 0."""
     weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
-    return ParameterSets({"w": weight}, WeightsConfig(**options)), weight
+    blends = {k: Blend(**v) if isinstance(v, dict) else v for k, v in options.items()}
+    return ParameterSets({"w": weight}, WeightsConfig(**blends)), weight
 
 
 def learn(own: ParameterSets, weight: nn.Parameter, value: float, iteration: int) -> None:
@@ -111,6 +113,18 @@ def test_a_checkpoint_holds_all_sets() -> None:
     learn(own, weight, 5.0, 2), learn(other, twin, 5.0, 2)
     for name in ("of_old", "of_sampling", "of_anchor", "of_behaviour"):
         assert inside(getattr(own, name)(), weight) == inside(getattr(other, name)(), twin)
+
+
+def test_only_what_is_asked_for_is_kept() -> None:
+    weight = nn.Parameter(torch.zeros(1))
+    own = ParameterSets({"w": weight}, WeightsConfig(), remember=False, anchored=False)
+    learn(own, weight, 1.0, 0)
+    assert own.state() == {}
+    own.load({})
+    own.begin()
+    assert own.old is own.behaviour is own.previous is own.sampling
+    with pytest.raises(RuntimeError, match="keep no running average"):
+        own.of_anchor()
 
 
 @pytest.mark.parametrize("whole", [False, True])
