@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffalign.device import send
 from diffalign.diffusion.corrupt import draw_seed
-from diffalign.diffusion.rollout import Guided, Recorded, replay, times_of
+from diffalign.diffusion.rollout import Recorded, replay, times_of
 from diffalign.diffusion.samplers import Step
 from diffalign.objectives.forward_process import mean_square
 from diffalign.objectives.mining import mine
@@ -163,7 +163,7 @@ class StepPass:
     def plain(self, table: StepTable, harvest: Harvest) -> Tensor:
         """(N, C, h, w) predictions where the steps start, without guidance."""
         device = self.policy.device
-        plain = Guided(policy=self.policy, cond=harvest.guided.cond).rows(send(table.prompt, device))
+        plain = replace(harvest.guided, uncond=None, scale=1.0).rows(send(table.prompt, device))
         x = send(table.x, device).float()
         return plain(x, times_of(harvest.run.sampler, table.step, len(x), device))
 
