@@ -23,7 +23,7 @@ from diffalign.online.noised import NoisedPass, noised_table
 from diffalign.online.pairs import pair_table
 from diffalign.online.rewards import RewardLog
 from diffalign.online.steps import StepPass, step_table
-from diffalign.online.tables import NoisedTable, StepTable, Table, balanced, shared_out
+from diffalign.online.tables import NoisedTable, StepTable, Table, balanced, finite, shared_out
 from diffalign.online.watch import Watch
 from diffalign.online.weights import ParameterSets
 from diffalign.policy import Policy
@@ -83,9 +83,10 @@ class OnlineTrainer(Core):
         harvest = self.collect(self.step, self.sets, self.state)
         figures, norms, rows = StepFigures(), list[Tensor](), 0
         with evaluating(self.policy.denoiser):  # without dropout, or ratios would compare two networks
-            table = self._table(harvest)
+            table = finite(self._table(harvest))
             for k in range(self.config.update.passes if len(table) else 0):
                 options, seed = self.config.update, draw_seed("update", self.config.seed, self.step, k)
+                self.policy.opponent.choose(draw_seed("step", self.config.seed, self.step), ())
                 for parts in shared_out(table, options.updates, options.micro_batch, seed):
                     norms.append(self._update(parts, harvest, figures))
             rows = len(table)
@@ -98,7 +99,7 @@ class OnlineTrainer(Core):
         plain = harvest.figures | self._counted(harvest, rows)
         plain["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         if norms:
-            out["grad_norm"] = torch.stack(norms).max()
+            out |= self._norms(norms)
         self.watch.iteration(self.step + 1, plain | {k: float(v) for k, v in out.items()})
         return out | self._scalars(plain), [p.number for p in harvest.planned]
 
@@ -123,11 +124,29 @@ class OnlineTrainer(Core):
         set_learning_rate(self.optimizer, learning_rate(self.step, self.config.steps, self.config.optim))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self._is_skipped(norm):
+            return norm
         self.policy.opponent.update()
         self.sets.updated()
         if self.ema is not None:
             self.ema.update()
         return norm
+
+    def _is_skipped(self, norm: Tensor) -> bool:
+        """Whether the loss scaler of fp16 left the step out."""
+        return self.accelerator.scaler is not None and not bool(norm.isfinite())
+
+    def _norms(self, norms: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Largest gradient norm of the updates, of those that the loss scaler did not leave out.
+
+        ``skipped`` is 1 where it left out all: what the monitor pardons.
+        """
+        every = torch.stack(list(norms))
+        if self.accelerator.scaler is None:
+            return {"grad_norm": every.max()}
+        fine = every.isfinite()
+        kept = every.where(fine, torch.zeros_like(every)) if bool(fine.any()) else every
+        return {"grad_norm": kept.max(), "skipped": (~fine.any()).to(every.dtype)}
 
     def _backward(self, part: Table, harvest: Harvest, total: Tensor, figures: StepFigures) -> None:
         with self.accelerator.autocast():
@@ -135,7 +154,7 @@ class OnlineTrainer(Core):
         loss, metrics = self.objective.loss(batch, self._reduce_mean, self.state)  # (U,)
         weight = self._weights(batch).to(loss.dtype)
         figures.add("loss", loss, weight > 0)
-        figures.add_all(metrics, torch.zeros_like(weight), weight > 0)
+        figures.add_all(metrics, self._time_shares(batch, weight), weight > 0)
         share = (weight * loss).sum() / total.clamp_min(1e-12)
         # DDP averages gradients over processes, hence the factor
         self.accelerator.backward(share * self.accelerator.num_processes)
@@ -152,6 +171,14 @@ class OnlineTrainer(Core):
             return self.on_steps.frame(part)
         assert isinstance(part, NoisedTable)
         return self.on_noised.frame(part)
+
+    def _time_shares(self, batch: Steps | Denoised, like: Tensor) -> Tensor:
+        """(U,) places of the units in time, 0 to 1; steps have figures of all times together."""
+        if isinstance(batch, Steps):
+            return torch.zeros_like(like)
+        process = self.policy.process
+        share = batch.t if process.is_flow else batch.t / process.steps
+        return self.objective.units(batch, share.to(like.dtype))
 
     def _weights(self, batch: Steps | Denoised) -> Tensor:
         """(U,) weights of the units of a batch."""
