@@ -141,10 +141,11 @@ def online_run(name: str, family: str, folder: Path, output: Path, *overrides: s
 
 
 def kill_at(where: str, call: int) -> None:
-    """Arrange a kill -9 of this process: inside the n-th rollout, or inside the n-th call of the reward."""
+    """Arrange a kill -9 of this process: at the n-th step of rollouts, or in the n-th call of the reward."""
     from diffalign.diffusion import rollout
+    from tests.online import runs  # the scorer is of this module, and not of __main__
 
-    owner, name = {"rollout": (rollout, "_recorded"), "reward": (Brightness, "score_tensor")}[where]
+    owner, name = {"rollout": (rollout, "_recorded"), "reward": (runs.Brightness, "score_tensor")}[where]
     original, calls = getattr(owner, name), []
 
     def counted(*arguments: Any, **options: Any) -> Any:

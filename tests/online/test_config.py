@@ -60,15 +60,18 @@ REFUSED: list[tuple[str, list[str], dict[str, Any], str]] = [
     ),
     # rewards
     ("grpo", ["rewards=[]"], {}, "rewards is empty: name at least one"),
-    ("grpo", [], {"rewards": [{"scorer": LATENT, "looks": "latents", "among": "group"}]}, "scores latents alone"),
+    (
+        "grpo", [], {"rewards": [{"scorer": LATENT, "looks": "latents", "among": "group"}]},
+        "scores latents alone",
+    ),
     ("grpo", [], {"rewards": [{"scorer": LATENT, "looks": "latents", "noise": 2.0}]}, "noise is 2.0"),
     ("grpo", ["combination.how=pareto"], {}, "pareto needs the reward that each prompt asked for"),
     ("grpo", ["combination.how=gated"], {}, "gated needs a check and at least one other reward"),
     ("grpo", ["patience=0.0"], {}, "patience is 0"),
     # pairs
     (
-        "online_pairs", [], {"objective": {"name": "online_pairs", "objective": {"name": "dpo"}, "rule": "wurst"}},
-        "wurst",
+        "online_pairs", [],
+        {"objective": {"name": "online_pairs", "objective": {"name": "dpo"}, "rule": "wurst"}}, "wurst",
     ),
     ("online_pairs", ["objective.objective={name: smpo}"], {}, "which fresh pictures do not have"),
     # updates, noise, weights

@@ -73,7 +73,7 @@ def test_another_iteration_draws_anew(config_of: Any) -> None:
     assert torch.equal(table(config_of, "nft").noise, table(config_of, "nft").noise)
 
 
-@pytest.mark.parametrize("family", ["sd", "sd3"])
+@pytest.mark.parametrize("family", [pytest.param("sd", marks=pytest.mark.slow), "sd3"])
 def test_predictions_are_those_of_the_right_weights(
     family: str, policies: Policies, config_of: Any, iteration: Any
 ) -> None:
@@ -110,13 +110,15 @@ def test_predictions_are_those_of_the_right_weights(
     assert weight.min() > 0
 
 
-def test_the_slope_is_that_of_the_clean_latent(policies: Policies, config_of: Any, iteration: Any) -> None:
+@pytest.mark.parametrize("family", [pytest.param("sd", marks=pytest.mark.slow), "sd3"])
+def test_the_slope_is_that_of_the_clean_latent(
+    family: str, policies: Policies, config_of: Any, iteration: Any
+) -> None:
     """NFT: d x0_hat / d pred, which is sigma on flow and s / a of an eps model."""
-    for family in ("sd", "sd3"):
-        policy = policies(family)
-        config = config_of("nft", "rollout.steps=2", "groups.images=2", "noise.draws=1", family=family)
-        sets = ParameterSets(policy.trainable(), config.weights)
-        found = iteration(config, policy, sets)
-        batch = NoisedPass(config, policy, policy.reference)(noised_table(found, config), found, sets)
-        a, s = policy.process.coefficients(batch.t)
-        torch.testing.assert_close(batch.extra["x0_slope"], s if family == "sd3" else s / a)
+    policy = policies(family)
+    config = config_of("nft", "rollout.steps=2", "groups.images=2", "noise.draws=1", family=family)
+    sets = ParameterSets(policy.trainable(), config.weights)
+    found = iteration(config, policy, sets)
+    batch = NoisedPass(config, policy, policy.reference)(noised_table(found, config), found, sets)
+    a, s = policy.process.coefficients(batch.t)
+    torch.testing.assert_close(batch.extra["x0_slope"], s if family == "sd3" else s / a)

@@ -1,4 +1,4 @@
-"""Two processes (gloo) make the groups, advantages and updates of one; a reward that fails on one ends both."""
+"""Two processes (gloo) make the groups and updates of one; a reward that fails on one of them ends both."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def near(one: Path, other: Path) -> bool:
 @pytest.mark.slow
 def test_a_reward_that_fails_on_one_process_ends_both(models: Path, tmp_path: Path) -> None:
     environment = os.environ | {
-        "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true",
-        "BROKEN_RANK": "1",
+        "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "",
+        "ACCELERATE_USE_CPU": "true", "BROKEN_RANK": "1",
     }  # fmt: skip
     started = time.perf_counter()
     done = subprocess.run(
@@ -60,7 +60,9 @@ def test_a_reward_that_fails_on_one_process_ends_both(models: Path, tmp_path: Pa
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode != 0
-    text = "RewardError: process 1: reward tests.online.runs:Broken failed: ConnectionError: the reward server is gone"
+    text = (
+        "RewardError: process 1: reward tests.online.runs:Broken failed: ConnectionError: the reward server"
+    )
     assert done.stderr.count(text) >= 1, done.stderr[-3000:]
     assert time.perf_counter() - started < 200  # most of it is the start of two processes
     assert not (tmp_path / "run" / "export").exists()

@@ -74,16 +74,26 @@ def test_every_objective_learns(
     for row in found:
         assert all(math.isfinite(row[k]) for k in ("loss", "grad_norm", "drift", "rows", "diversity"))
         assert row["rows"] > 0
-        assert row["grad_norm"] > 0
+        assert min(row["grad_norm"], row["drift"]) > 0
         assert kind_of(name) != "steps" or name in ("lpo", "spo") or row["groups"] == 2
-    assert found[0]["drift"] < found[1]["drift"]
     moved = [float((p.detach() - before[k]).abs().max()) for k, p in policy.trainable().items()]
     assert max(moved) > 0
+    if name == "online_pairs":  # a pair's second draw is in the noisier half
+        assert any(found[0][f"win_gap_t{i}"] is not None for i in (2, 3, 4))
     saved = load_file(run.dir / WEIGHTS)
     assert all(v.isfinite().all() for v in saved.values())
     assert any(float(v.abs().max()) > 0 for k, v in saved.items() if "lora_B" in k or "lora.up" in k)
     assert (run.dir / "config.yaml").exists()
     assert (run.dir / "checkpoints" / "step-000002").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["grpo", "nft"])
+def test_sdxl_is_told_the_sizes(name: str, models: Path, tmp_path: Path) -> None:
+    changes = ("steps=1", "groups.images=2", "rollout.transition.name=ddim")
+    (row,) = rows(online_run(name, "sdxl", models, tmp_path / "run", *changes).dir)
+    assert math.isfinite(row["loss"])
+    assert row["grad_norm"] > 0
 
 
 # ---------------------------------------------------------------------- kills
@@ -102,7 +112,7 @@ THREE = ("steps=3", "groups.batch=4", "checkpoint_every=1", "weights.old=crd_old
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["rollout:9", "reward:4"])
+@pytest.mark.parametrize("where", ["rollout:14", "reward:4"])
 def test_killed_and_resumed_is_bit_equal(where: str, models: Path, tmp_path: Path) -> None:
     """Killed in the middle of the second of three iterations, which is made again and counted once."""
     torch.set_num_threads(1)
@@ -112,7 +122,8 @@ def test_killed_and_resumed_is_bit_equal(where: str, models: Path, tmp_path: Pat
     killed("sd", str(models), str(broken), "--objective", name, "--kill", where, *changes)
     assert [r["step"] for r in rows(broken)] in ([], [1])
     assert [p.name for p in (broken / "checkpoints").glob("step-*")] == ["step-000001"]
-    scored = len((broken / "rewards" / "iteration-000001-0.jsonl").read_text().splitlines())
+    begun = broken / "rewards" / "iteration-000001-0.jsonl"
+    scored = len(begun.read_text().splitlines()) if begun.exists() else 0
     assert scored == 4 if where == "reward:4" else scored <= 4
     online_run(name, "sd", models, tmp_path / "unused", resume=broken)
     same(whole, broken)
@@ -141,7 +152,9 @@ def test_a_run_goes_on_after_a_reward_failed(models: Path, tmp_path: Path) -> No
     Patchy.calls = 100
     online_run(name, "sd3", models, tmp_path / "whole", *changes)
     Patchy.calls = 0
-    with pytest.raises(RewardError, match=r"reward tests\.online\.test_runs:Patchy failed: TimeoutError: busy"):
+    with pytest.raises(
+        RewardError, match=r"reward tests\.online\.test_runs:Patchy failed: TimeoutError: busy"
+    ):
         online_run(name, "sd3", models, tmp_path / "broken", *changes)
     assert not (tmp_path / "broken" / "export").exists()
     online_run(name, "sd3", models, tmp_path / "unused", resume=tmp_path / "broken")
@@ -191,7 +204,9 @@ def test_all_weights_and_other_references(compare: str, models: Path, tmp_path: 
 @pytest.mark.slow
 def test_pictures_that_are_not_numbers_teach_nothing(models: Path, tmp_path: Path) -> None:
     """A prompt whose latents broke is dropped and does not poison the gradient."""
-    run = online_run("nft", "sd3", models, tmp_path / "run", "steps=1", f"rewards=[{{scorer: '{__name__}:Broken'}}]")
+    run = online_run(
+        "nft", "sd3", models, tmp_path / "run", "steps=1", f"rewards=[{{scorer: '{__name__}:Broken'}}]"
+    )
     (row,) = rows(run.dir)
     assert row["dropped"] == 0.5
     assert math.isfinite(row["loss"])

@@ -100,7 +100,7 @@ def one(config: OnlineConfig, policy: Policy, iteration: Any) -> tuple[StepPass,
 SMALL = ("rollout.steps=3", "groups.images=2", "groups.batch=4")
 
 
-@pytest.mark.parametrize("family", ["sd", "sd3"])
+@pytest.mark.parametrize("family", [pytest.param("sd", marks=pytest.mark.slow), "sd3"])
 def test_the_ratio_starts_at_one(family: str, policies: Policies, config_of: Any, iteration: Any) -> None:
     """In fp32 with LoRA, guidance and gradient checkpointing, whatever the micro-batch."""
     policy = policies(family)
@@ -145,7 +145,9 @@ def test_one_pass_for_winner_and_loser_equals_two(policies: Policies, config_of:
 
     def two() -> Tensor:
         guided = found.guided.rows(table.prompt)
-        return torch.cat([replay(guided, found.run, table.x, s, table.step).logp for s in table.sides.unbind(1)])
+        return torch.cat(
+            [replay(guided, found.run, table.x, s, table.step).logp for s in table.sides.unbind(1)]
+        )
 
     with policy.reference():
         ref = two()
@@ -155,6 +157,7 @@ def test_one_pass_for_winner_and_loser_equals_two(policies: Policies, config_of:
     assert (own - slope).abs().max() <= 1e-3 * slope.abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [{}, {"old": {"first": 0.5}}, {"old": {"first": 0.5}, "sampling": "old"}])
 def test_old_probabilities_can_be_asked_for_again(
     weights: dict[str, Any], policies: Policies, config_of: Any, iteration: Any

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import socket
-from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from torch import Tensor
 
-from diffalign.online.tables import NoisedTable, StepTable, balanced, joined, shared_out
+from diffalign.online import tables
+from diffalign.online.tables import NoisedTable, StepTable, balanced, finite, joined, shared_out
 from tests.online.by_hand import latents
 
 
@@ -20,7 +19,7 @@ def table(unit: list[int], first: int = 0) -> NoisedTable:
     rows = torch.arange(n)
     return NoisedTable(
         unit=torch.tensor(unit, dtype=torch.long), prompt=rows * 0, weight=torch.ones(n),
-        x0=latents(*(first + i for i in range(n))) if n else torch.zeros(0, 2, 2, 2),
+        x0=latents(*(float(first + i) for i in range(n))) if n else torch.zeros(0, 2, 2, 2),
         t=torch.full((n,), 0.5), noise=(1 << 60) + rows + first, group=torch.tensor(unit, dtype=torch.long),
         role=rows * 0, score=torch.zeros(n),
     )  # fmt: skip
@@ -73,38 +72,42 @@ def test_a_table_takes_rows_of_all_its_tensors() -> None:
     assert steps.sides.shape == (1, 1, 2, 2, 2)
 
 
+def test_rows_that_do_not_count_hold_no_nan() -> None:
+    broken = table([0, 1, 2])
+    broken.x0[1] = torch.nan
+    broken.weight[1] = 0
+    clean = finite(broken)
+    assert clean.x0[:, 0, 0, 0].tolist() == [0, 0, 2]
+    assert clean.noise.tolist() == broken.noise.tolist()
+    broken.weight[1] = 1
+    assert bool(finite(broken).x0[1].isnan().all())
+
+
 # ---------------------------------------------------------------------- two processes
 
 
-def work(rank: int, port: int, counts: list[int], out: str) -> None:
-    from accelerate import Accelerator
-
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=len(counts)
-    )
-    accelerator = Accelerator(cpu=True)
-    assert accelerator.num_processes == len(counts)
-    own = table([i // 2 for i in range(2 * counts[rank])], first=100 * rank)
-    found = balanced(own, accelerator)
-    torch.save({"rows": rows(found), "unit": found.unit, "weight": found.weight}, f"{out}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+def shares(counts: list[int], monkeypatch: pytest.MonkeyPatch) -> list[NoisedTable]:
+    """What each process holds, which has so many units of two rows before."""
+    before = [table([i // 2 for i in range(2 * n)], first=100 * rank) for rank, n in enumerate(counts)]
+    monkeypatch.setattr(tables, "gather_object", lambda own: before)
+    world = len(counts)
+    every: list[Any] = [SimpleNamespace(num_processes=world, process_index=i) for i in range(world)]
+    return [balanced(own, accelerator) for own, accelerator in zip(before, every, strict=True)]
 
 
-def shared(counts: list[int], out: Path) -> list[dict[str, Tensor]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, args=(port, counts, str(out)), nprocs=len(counts))
-    return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(len(counts))]
+@pytest.mark.parametrize("counts", [[5, 0], [0, 1], [3, 4], [2, 2, 3], [0, 0]])
+def test_processes_get_an_even_share(counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = shares(counts, monkeypatch)
+    held = [r for f in found for r, w in zip(rows(f), f.weight.tolist(), strict=True) if w]
+    assert sorted(held) == [100 * rank + i for rank, n in enumerate(counts) for i in range(2 * n)]
+    assert len({len(f) for f in found}) == 1  # so that all make the same passes
+    assert all(len(f.unit.unique()) == -(-sum(counts) // len(counts)) for f in found)
+    assert all(f.noise.dtype == torch.int64 for f in found)
+    for f in found:
+        assert f.group.tolist() == f.unit.tolist()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("counts", [[5, 0], [0, 0]])
-def test_two_processes_get_an_even_share(counts: list[int], tmp_path: Path) -> None:
-    found = shared(counts, tmp_path)
-    held = [r for f in found for r, w in zip(f["rows"], f["weight"].tolist(), strict=True) if w]
-    assert sorted(held) == list(range(2 * counts[0]))
-    assert len({len(f["rows"]) for f in found}) == 1  # so that both make the same passes
-    if sum(counts):
-        assert [int(f["weight"].sum()) for f in found] == [6, 4]
-        assert all(len(f["unit"].unique()) == 3 for f in found)
+def test_one_process_keeps_its_table() -> None:
+    own = table([0, 1])
+    alone: Any = SimpleNamespace(num_processes=1, process_index=0)
+    assert balanced(own, alone) is own
