@@ -62,6 +62,8 @@ class Collector:
         if len(loaded) < len(config.rewards):
             raise ValueError("rewards name a scorer twice; give each once, with its whole weight")
         self.log = log
+        self.side = config.groups.side or policy.side
+        self.shape = latent_shape(policy, self.side)
         self.background = Background(loaded, log, config.patience) if loaded else None
         weights = tuple(r.weight for r in config.rewards)
         self.combination = replace(config.combination, weights=weights)
@@ -101,13 +103,11 @@ class Collector:
         """Predictions for the prompts of all processes."""
         policy, scale = self.policy, self.config.rollout.guidance
         cond = self._on_device(policy.encode_prompts(prompts))
-        side = policy.side  # of whole pictures, without a crop; only SDXL is told
+        side = self.side  # of whole pictures, without a crop; only SDXL is told
         sizes = torch.tensor([[side, side, 0, 0, side, side]] * len(prompts), device=policy.device)
         if scale == 1:
             return Guided(policy=policy, cond=cond, sizes=sizes)
         empty = self._on_device(policy.encode_prompts([""] * len(prompts)))
-        if policy.family.zero_unconditional(policy.pipeline):
-            empty = {k: torch.zeros_like(v) for k, v in empty.items()}
         return Guided(policy=policy, cond=cond, uncond=empty, scale=scale, sizes=sizes)
 
     def _on_device(self, rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -136,7 +136,7 @@ class Collector:
         with self.policy.reference() if some[0].of_reference else nullcontext():
             return rollout(
                 own, [p.seed for p in some], self.config.rollout, starts=[p.start for p in some],
-                shape=latent_shape(self.policy), iteration=iteration, seed=self.config.seed, score=score,
+                shape=self.shape, iteration=iteration, seed=self.config.seed, score=score,
             )  # fmt: skip
 
     @torch.no_grad()

@@ -76,10 +76,12 @@ class GroupConfig:
     """Share of each prompt's pictures that the reference makes, rounded down (online_pairs only)."""
     batch: int = 16
     """Pictures that a process makes at once."""
+    side: int | None = None
+    """Side of the pictures in pixels; null takes the model's own."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        at_least(1, {"prompts": self.prompts, "batch": self.batch})
+        at_least(1, {"prompts": self.prompts, "batch": self.batch, "side": self.side})
         at_least(2, {"images": self.images})
         is_share({"reference_share": self.reference_share})
 
@@ -253,8 +255,9 @@ class OnlineConfig(RunConfig):
         super().__post_init__()
         if self.data.path is None and self.data.world is None:
             raise ValueError("data.path is missing: name a file of prompts, or a data.world block")
-        if self.precision == "fp64":
-            raise ValueError("precision is fp64, in which no pictures can be made: take fp32")
+        if self.precision in ("fp64", "fp16"):
+            why = "no pictures can be made" if self.precision == "fp64" else "the loss scaler drops updates"
+            raise ValueError(f"precision is {self.precision}, in which {why}: take bf16 or fp32")
         if self.combination.weights:
             raise ValueError("combination.weights are those of the rewards: set rewards[k].weight instead")
         at_least(0.001, {"patience": self.patience})

@@ -13,14 +13,15 @@ from diffalign.data.split import normalise
 from diffalign.evaluate.judge import load_judges
 from diffalign.evaluate.prompts import read_prompts
 from diffalign.objectives.online_pairs import OnlinePairs
-from diffalign.online.config import UNIONS, OnlineConfig
+from diffalign.online.config import UNIONS
+from diffalign.online.config import OnlineConfig as OnlineConfig
 from diffalign.online.groups import Groups
 from diffalign.online.trainer import OnlineTrainer
 from diffalign.policy import Policy
 from diffalign.train.checkpoint import load_checkpoint, name_of
 from diffalign.train.config import recipe_text
 from diffalign.train.core import Core
-from diffalign.train.finish import Run, finish_run
+from diffalign.train.finish import Run, finish_run, warn_of_overlap
 from diffalign.train.plan import check_optimizer, latent_elements
 from diffalign.train.progress import Screen
 from diffalign.train.setup import checkpoint_of, claim, make_accelerator, make_policy
@@ -71,7 +72,10 @@ def align_online(config: OnlineConfig, resume: str | Path | None = None) -> Run:
     made = config.groups.prompts * config.groups.images
     screen = Screen(accelerator.is_main_process, config.steps, made, config.log.every)
     _preflight(config)
-    groups = Groups(training_prompts_of(config), config.groups, config.seed)
+    prompts = training_prompts_of(config)
+    groups, captions = Groups(prompts, config.groups, config.seed), frozenset(map(normalise, prompts))
+    if accelerator.is_main_process and config.evaluate.prompts:
+        warn_of_overlap(config, captions)
     policy = make_policy(config, accelerator.device)
     config = _canonical(config, policy)
     for line in plan_lines(config, policy):
@@ -88,7 +92,7 @@ def align_online(config: OnlineConfig, resume: str | Path | None = None) -> Run:
         trainer.restore(load_checkpoint(source), str(source))
         if accelerator.is_main_process:
             run.write_config(recipe_text(config), f"until-{name_of(trainer.step)}")
-    validator = Validator(config, accelerator, screen, frozenset(map(normalise, groups.prompts)))
+    validator = Validator(config, accelerator, screen, captions)
     trackers = Trackers(config.log.trackers if accelerator.is_main_process else (), run)
 
     def on_step(step: int, row: dict[str, float]) -> None:

@@ -99,7 +99,7 @@ class OnlineTrainer(Core):
         plain = harvest.figures | self._counted(harvest, rows)
         plain["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         if norms:
-            out |= self._norms(norms)
+            out["grad_norm"] = torch.stack(norms).max()
         self.watch.iteration(self.step + 1, plain | {k: float(v) for k, v in out.items()})
         return out | self._scalars(plain), [p.number for p in harvest.planned]
 
@@ -124,29 +124,11 @@ class OnlineTrainer(Core):
         set_learning_rate(self.optimizer, learning_rate(self.step, self.config.steps, self.config.optim))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self._is_skipped(norm):
-            return norm
         self.policy.opponent.update()
         self.sets.updated()
         if self.ema is not None:
             self.ema.update()
         return norm
-
-    def _is_skipped(self, norm: Tensor) -> bool:
-        """Whether the loss scaler of fp16 left the step out."""
-        return self.accelerator.scaler is not None and not bool(norm.isfinite())
-
-    def _norms(self, norms: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Largest gradient norm of the updates, of those that the loss scaler did not leave out.
-
-        ``skipped`` is 1 where it left out all: what the monitor pardons.
-        """
-        every = torch.stack(list(norms))
-        if self.accelerator.scaler is None:
-            return {"grad_norm": every.max()}
-        fine = every.isfinite()
-        kept = every.where(fine, torch.zeros_like(every)) if bool(fine.any()) else every
-        return {"grad_norm": kept.max(), "skipped": (~fine.any()).to(every.dtype)}
 
     def _backward(self, part: Table, harvest: Harvest, total: Tensor, figures: StepFigures) -> None:
         with self.accelerator.autocast():
@@ -205,8 +187,9 @@ class OnlineTrainer(Core):
 
     def _counted(self, harvest: Harvest, rows: int) -> dict[str, float]:
         """Rows that were trained on, and how far apart the pictures of a prompt are, over all processes."""
-        told: list[tuple[int, float]] = gather_object([(rows, diversity(harvest))])
-        return {"rows": sum(n for n, _ in told), "diversity": sum(d for _, d in told) / len(told)}
+        told: list[tuple[int, int, float]] = gather_object([(rows, len(harvest.planned), diversity(harvest))])
+        all_rows, pictures, apart = (sum(column) for column in zip(*told, strict=True))
+        return {"rows": all_rows, "pictures": pictures, "diversity": apart / len(told)}
 
     def _scalars(self, values: Mapping[str, float]) -> dict[str, Tensor]:
         device = self.accelerator.device

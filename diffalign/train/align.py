@@ -59,6 +59,17 @@ def is_online(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] =
     return "rollout" in given or any(o.startswith("rollout.") for o in overrides)
 
 
+def load_any(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """Read and check a recipe of either kind: a TrainConfig, or an OnlineConfig.
+
+    Raises:
+        ConfigError: as ``load_recipe``.
+    """
+    from diffalign.online.run import load_online
+
+    return (load_online if is_online(recipe, overrides) else load_recipe)(recipe, overrides)
+
+
 def align(
     recipe: str | Path | Mapping[str, Any],
     *overrides: str,
@@ -79,14 +90,14 @@ def align(
         CheckpointError: there is nothing to resume from, or it does not fit.
         DivergedError: training blew up.
     """
-    given_recipe = read_config(run_folder(resume)) if resume else recipe
-    if is_online(given_recipe, overrides):
-        from diffalign.online.run import align_online, load_online
+    from diffalign.online.run import OnlineConfig, align_online
 
+    config = load_any(read_config(run_folder(resume)) if resume else recipe, overrides)
+    if isinstance(config, OnlineConfig):
         if records is not None:
             raise ConfigError("an online run makes its own pictures: leave records out, or the rollout block")
-        return align_online(load_online(given_recipe, overrides), resume)
-    config = load_recipe(given_recipe, overrides)
+        return align_online(config, resume)
+    assert isinstance(config, TrainConfig)
     if config.losers is not None:
         return _align_in_rounds(config, records, None if resume is None else run_folder(resume))
     source = checkpoint_of(Path(resume)) if resume else None
@@ -169,14 +180,13 @@ def plan_only(
 ) -> list[str]:
     """Lines of the plan of a recipe, without data and (for models that are not here) without weights."""
 
-    if is_online(recipe, overrides):
-        from diffalign.online.run import load_online, plan_lines
+    from diffalign.online.run import OnlineConfig, plan_lines
 
-        online = load_online(recipe, overrides)
-        policy, note = _weightless(online)
-        return note + plan_lines(online, policy)
-    config = load_recipe(recipe, overrides)
+    config = load_any(recipe, overrides)
     policy, note = _weightless(config)
+    if isinstance(config, OnlineConfig):
+        return note + plan_lines(config, policy)
+    assert isinstance(config, TrainConfig)
     return note + make_plan(with_canonical_beta(config, policy), policy, processes).lines()
 
 

@@ -22,6 +22,7 @@ BRANCH = "rollout.branching.candidates=3"
 REFUSED: list[tuple[str, list[str], dict[str, Any], str]] = [
     ("grpo", ["data.path=null"], {}, r"data\.path is missing"),
     ("grpo", ["precision=fp64"], {}, "precision is fp64, in which no pictures"),
+    ("grpo", ["precision=fp16"], {}, "precision is fp16, in which the loss scaler drops updates"),
     ("grpo", ["combination.weights=[1.0]"], {}, r"set rewards\[k\]\.weight instead"),
     ("lpo", ["policy.reference=none"], {}, r"policy\.reference must not be none"),
     # a ratio on a run without noise
