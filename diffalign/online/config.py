@@ -312,8 +312,11 @@ class OnlineConfig(RunConfig):
             raise ValueError(
                 "dgpo compares the images of a prompt at the same t and noise: set noise.per=group"
             )
-        if self.update.step_share < 1 and (self.objective.batch != "steps" or self.objective.unit == "pair"):
-            raise ValueError("update.step_share is for objectives on single steps: leave it at 1")
+        if self.update.step_share < 1 and (self.objective.batch != "steps" or self.mines):
+            raise ValueError(
+                "update.step_share is of the steps of pictures, and here the pictures or the pairs of "
+                "candidates are trained on: leave it at 1"
+            )
         if self.stop is not None and not (self.validate.every and self.validate.judge):
             raise ValueError("stop needs validate.every and validate.judge, a held-out judge: set both")
 

@@ -66,7 +66,15 @@ def test_pairs_of_trajectories(config_of: Any) -> None:
     assert found.role.tolist() == [1, -1] * 6
     assert found.unit.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
     assert found.prompt.tolist() == [0] * 6 + [2] * 6
-    assert len(trajectory_pairs(harvest([1.0, 1.0], [0, 0]))) == 0
+    assert len(trajectory_pairs(harvest([1.0, 1.0], [0, 0]), config_of("d3po"))) == 0
+
+
+def test_a_share_of_the_steps_of_each_pair(config_of: Any) -> None:
+    prompts = [i // 2 for i in range(8)]
+    found = step_table(harvest([1.0, 0.0] * 4, prompts), config_of("d3po", "update.step_share=0.4"))
+    steps = found.step.view(4, 2)
+    assert torch.equal(steps[:, 0], steps[:, 1])  # winner and loser at the same one
+    assert steps.unique().numel() > 1
 
 
 def test_pairs_of_candidates(config_of: Any) -> None:
