@@ -82,6 +82,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     "flow_dppo": {"rollout": {"recorder": {"means": True}}},
     "d3po": {"groups": {"same_start": True}},
     "dgpo": {"noise": {"per": "group"}},
+    "dense_reward_pl": {"objective": {"clip": 0.1}},  # or the second update finds all ratios clipped
     "online_pairs": {"objective": {"objective": {"name": "dpo", "beta": 500.0}}},
 }
 """What an objective needs beyond the common recipe."""
