@@ -65,5 +65,14 @@ class CandidateJudge:
         clean = process.is_flow and not bool(t.any())
         x0 = x if clean else process.convert(guided.rows(rows.to(x.device))(x, t), x, t, "x0")
         pictures = ((self.policy.decode(x0) + 1) / 2).clamp(0, 1)
-        found = self.pixel.score_tensor(pictures, texts)
+        found = self._scored(pictures, process.model_time(t), texts)
         return found if self.pixel.higher_better else -found
+
+    def _scored(self, pictures: Tensor, time: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(B,) scores of predicted pictures; a step-aware judge is told the (B,) model times."""
+        assert self.pixel is not None
+        aware = getattr(self.pixel, "score_steps", None)
+        scores: Tensor = (
+            self.pixel.score_tensor(pictures, prompts) if aware is None else aware(pictures, time, prompts)
+        )
+        return scores

@@ -5,17 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from diffalign.config import Names
+from diffalign.config import ConfigError, Names
 from diffalign.diffusion.rollout_options import RolloutOptions
-from diffalign.diffusion.transitions import Dpm2, Ode
+from diffalign.diffusion.transitions import (
+    Cps,
+    DanceSde,
+    Ddim,
+    Dpm2,
+    FlowSde,
+    LiteralDdim,
+    Ode,
+    Transition,
+)
+from diffalign.label.rules import rules
 from diffalign.objectives import objectives
 from diffalign.objectives.advantages import FlowGrpo, Rule, advantages
 from diffalign.objectives.base import name_of
 from diffalign.objectives.blend import BLENDS, Blend
 from diffalign.objectives.combine import Combination
+from diffalign.objectives.dgpo import DGPO
 from diffalign.objectives.mining import Threshold
 from diffalign.objectives.online_pairs import OnlinePairs
 from diffalign.objectives.steps import OnlineObjective, online_name_of, online_objectives
+from diffalign.policy.reference import PoolReference
+from diffalign.registry import RegistryError
 from diffalign.train.blocks import RunConfig, Source, at_least, is_share
 
 UNIONS = {
@@ -247,23 +260,65 @@ class OnlineConfig(RunConfig):
             raise ValueError(f"precision is {self.precision}, in which {why}: take bf16 or fp32")
         if self.combination.weights:
             raise ValueError("combination.weights are those of the rewards: set rewards[k].weight instead")
-        if self.objective.needs_reference and self.policy.reference == "none":
-            raise ValueError("the objective compares with a reference: policy.reference must not be none")
+        at_least(0.001, {"patience": self.patience})
+        if self.needs_reference and self.policy.reference == "none":
+            raise ValueError("the run asks the reference: policy.reference must not be none")
+        if isinstance(self.policy.reference, PoolReference) and self.policy.reference.draw == "unit":
+            raise ValueError(
+                "policy.reference.draw is unit, which online runs cannot draw: take step or latest"
+            )
         self._check_rollout()
         self._check_rewards()
+        self._check_rows()
 
     def _check_rollout(self) -> None:
         options, kind = self.rollout, self.objective.batch
-        free = options.stochastic.which == "none" or isinstance(options.transition, Ode | Dpm2)
-        if kind == "steps" and free:
-            raise ValueError(
-                "the objective compares probabilities of steps, and the rollout draws no noise: set "
-                "rollout.stochastic.which to all or window, and rollout.transition to ddim, cps or flow_sde"
-            )
+        if kind == "steps":
+            self._check_steps()
         if kind != "steps" and options.branching.candidates > 1:
             raise ValueError(f"rollout.branching is for objectives on steps, and this one sees {kind}")
         if self.groups.reference_share and kind != "pairs":
             raise ValueError("groups.reference_share is for online_pairs: others learn of own pictures")
+
+    def _check_steps(self) -> None:
+        """Refuse rollouts without the steps that the objective compares."""
+        options = self.rollout
+        if options.stochastic.which == "none" or draws_no_noise(options.transition):
+            raise ValueError(
+                "the objective compares probabilities of steps, and the rollout draws no noise: set "
+                "rollout.stochastic.which to all or window, and rollout.transition to ddim, cps or flow_sde"
+            )
+        chosen = options.stochastic.chosen(options.steps, 0)
+        if not chosen:
+            raise ValueError(
+                "no step of the rollout may draw noise: raise rollout.steps, widen rollout.stochastic.first "
+                "and stop, or set stochastic.last_step=true"
+            )
+        if self.mines and options.branching.first > max(chosen):
+            raise ValueError(
+                f"rollout.branching.first is {options.branching.first}, so no step of the rollout branches: "
+                f"the last that draws noise is {max(chosen)}"
+            )
+        if "drift" in self.objective.needs and not options.recorder.means:
+            raise ValueError(
+                "the objective compares means with the old policy: set rollout.recorder.means=true"
+            )
+
+    def _check_rows(self) -> None:
+        """Refuse options that the objective's rows have no use for."""
+        if isinstance(self.objective, OnlinePairs):
+            _check_rule(self.objective.rule)
+        if isinstance(self.objective, DGPO) and self.noise.per != "group":
+            raise ValueError(
+                "dgpo compares the images of a prompt at the same t and noise: set noise.per=group"
+            )
+        if self.update.step_share < 1 and (self.objective.batch != "steps" or self.mines):
+            raise ValueError(
+                "update.step_share is of the steps of pictures, and here the pictures or the pairs of "
+                "candidates are trained on: leave it at 1"
+            )
+        if self.stop is not None and not (self.validate.every and self.validate.judge):
+            raise ValueError("stop needs validate.every and validate.judge, a held-out judge: set both")
 
     def _check_rewards(self) -> None:
         branches = self.rollout.branching.candidates > 1
@@ -275,11 +330,32 @@ class OnlineConfig(RunConfig):
             raise ValueError("a rollout that branches makes pairs of steps: take objective lpo or spo")
         if not branches and not self.rewards:
             raise ValueError("rewards is empty: name at least one, for example rewards=[{scorer: hpsv2.1}]")
+        if self.combination.how == "pareto":
+            raise ValueError(
+                "combination pareto needs the reward that each prompt asked for, which prompts of online "
+                "runs do not say: take rewards, advantages or gdpo"
+            )
+        if self.combination.how == "gated" and len(self.rewards) < 2:
+            raise ValueError(
+                "combination gated needs a check and at least one other reward: name both, in order"
+            )
 
     @property
     def mines(self) -> bool:
         """Whether pairs are mined from the candidates of a step."""
         return self.judge is not None
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether anything asks the reference: the objective, or the pictures that it makes."""
+        return bool(self.objective.needs_reference or self.groups.reference_share)
+
+    @property
+    def whole_groups(self) -> bool:
+        """Whether the pictures of a prompt must be on one process."""
+        unit, kind = self.objective.unit, self.objective.batch
+        compared = unit == "group" or kind == "pairs" or (unit == "pair" and not self.mines)
+        return compared or self.objective.whole_groups or any(r.among == "group" for r in self.rewards)
 
     def names(self) -> Names:
         """See RunConfig."""
@@ -296,14 +372,30 @@ class OnlineConfig(RunConfig):
     def check_processes(self, processes: int) -> None:
         """See RunConfig."""
         rows = self.groups.prompts * self.groups.images
-        whole = self.objective.whole_groups or self.objective.unit != "row" or self.objective.batch == "pairs"
-        if whole and self.groups.prompts % processes:
-            raise ValueError(
+        if self.whole_groups and self.groups.prompts % processes:
+            raise ConfigError(
                 f"groups.prompts is {self.groups.prompts}, and the pictures of a prompt must be on one "
                 f"process: {processes} processes must divide it"
             )
         if rows % processes:
-            raise ValueError(f"groups.prompts x images is {rows}; {processes} processes must divide it")
+            raise ConfigError(f"groups.prompts x images is {rows}; {processes} processes must divide it")
+
+
+def _check_rule(name: str) -> None:
+    try:
+        rules.get(name)
+    except RegistryError as error:
+        raise ValueError(f"objective.rule: {error}") from error
+
+
+def draws_no_noise(transition: Transition) -> bool:
+    """Whether a kind of steps is deterministic, by its kind or by its options."""
+    match transition:
+        case Ddim(eta=level) | LiteralDdim(eta=level) | DanceSde(eta=level):
+            return level == 0
+        case Cps(noise_level=level) | FlowSde(noise_level=level):
+            return level == 0
+    return isinstance(transition, Ode | Dpm2)
 
 
 def course(value: str | Blend) -> Blend:
