@@ -145,6 +145,11 @@ def test_what_was_answered_is_not_asked_again(tmp_path: Path) -> None:
     found = ask(votes, pictures, "anna", features=["image"])
     assert found.pair.a.prompt in ("prompt 2", "prompt 3")  # brightness is known by now
     assert found.answered == 2
+    turned = [
+        votes[0],
+        vote(pictures.rows, 1, "a", models=("dpo", "base"), at=1),
+    ]  # the same, sides exchanged
+    assert ask(turned, pictures, "anna", features=["image"]) == found
     all_votes = [vote(pictures.rows, i, "b", at=i) for i in range(4)]
     with pytest.raises(VoteError, match="all 4 pairs were asked"):
         ask(all_votes, pictures, "anna", features=["image"])
