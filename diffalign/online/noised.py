@@ -15,8 +15,9 @@ from diffalign.diffusion.corrupt import draw_seed, seeded_noise, seeded_uniform
 from diffalign.diffusion.timesteps import Uniform
 from diffalign.objectives.base import Denoised, Predictions
 from diffalign.objectives.forward_process import mean_square
+from diffalign.online.blocks import NoiseConfig
 from diffalign.online.collect import Harvest
-from diffalign.online.config import NoiseConfig, OnlineConfig
+from diffalign.online.config import OnlineConfig
 from diffalign.online.tables import NoisedTable
 from diffalign.online.weights import ParameterSets
 from diffalign.policy import Policy

@@ -19,7 +19,7 @@ import scorers
 from diffalign.assets import asset
 from diffalign.diffusion.corrupt import draw_seed, seeded_noise
 from diffalign.diffusion.timesteps import Uniform
-from diffalign.online.config import RewardConfig
+from diffalign.online.blocks import RewardConfig
 from diffalign.policy import Policy
 from scorers.latent import LatentScorer, load_latent
 from scorers.protocol import Scorer

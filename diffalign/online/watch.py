@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffalign.online.config import StopConfig
+from diffalign.online.blocks import StopConfig
 
 log = logging.getLogger(__name__)
 

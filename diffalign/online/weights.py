@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.objectives.blend import Blend
-from diffalign.online.config import WeightsConfig, course
+from diffalign.online.blocks import WeightsConfig, course
 from diffalign.train.ema import Ema
 from diffalign.train.shard import like
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from diffalign.online.config import GroupConfig
+from diffalign.online.blocks import GroupConfig
 from diffalign.online.groups import Groups, share_of
 
 TEXTS = [f"prompt {i}" for i in range(10)]

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 import scorers
-from diffalign.online.config import OnlineConfig, RewardConfig
+from diffalign.online.blocks import RewardConfig
+from diffalign.online.config import OnlineConfig
 from diffalign.online.rewards import (
     Background,
     LatentReward,

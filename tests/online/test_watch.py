@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from diffalign.online.config import StopConfig
+from diffalign.online.blocks import StopConfig
 from diffalign.online.watch import Watch
 
 

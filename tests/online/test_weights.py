@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.objectives.blend import Blend
-from diffalign.online.config import WeightsConfig
+from diffalign.online.blocks import WeightsConfig
 from diffalign.online.weights import ParameterSets
 
 
