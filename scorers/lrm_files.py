@@ -94,7 +94,8 @@ def read_lrm(name: str, weights: Path | None) -> Parts:
     folder = need_folder(name, weights, f"folder with {CONFIG}, {WEIGHTS} and {TOKENIZERS[0]}/")
     config = read_config(name, folder, ValueError)
     options, tokenizers = _options(config["options"], folder), _tokenizers(folder, config["text_encoders"])
-    state = {key: value.float() for key, value in read_state(folder / WEIGHTS).items()}
+    # Copies, as the addresses of a mapped file are not aligned, and products then round in another order.
+    state = {key: value.to(torch.float32, copy=True) for key, value in read_state(folder / WEIGHTS).items()}
     whole = build(lambda: _whole(config, options, tokenizers, folder), state, where=folder)
     restore_positions(whole)
     return Parts(whole.trunk, whole.texts, whole.head, options, str(config["vae_id"]))
