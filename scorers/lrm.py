@@ -270,9 +270,7 @@ def make_head(widths: Sequence[int], text: int, options: LrmOptions) -> Head:
 
 def copied_trunk(denoiser: Any, kind: type[UNetTrunk] | type[MMDiTTrunk], taps: Sequence[int]) -> Trunk:
     """Trunk with a copy of a denoiser's weights, float32."""
-    config = plain_config(denoiser)
-    with torch.device("meta"):
-        taps = kind(type(denoiser).from_config(config), taps).taps
+    config, taps = plain_config(denoiser), tuple(taps) or kind.usual_taps(denoiser)
     depth = len(denoiser.transformer_blocks) if kind is MMDiTTrunk else 0
     state = {f"net.{key}": value for key, value in plain_state(denoiser).items()}
     return build(

@@ -64,11 +64,16 @@ class UNetTrunk(Trunk):
             ValueError: a tap that there is not.
         """
         channels = _residual_channels(net)
-        taps = tuple(taps) or stage_taps(net)
+        taps = tuple(taps) or self.usual_taps(net)
         _check_taps(taps, range(len(channels)), "residuals of the down path")
         super().__init__(net, taps, [*(channels[i] for i in taps), net.config.block_out_channels[-1]])
         net.up_blocks = nn.ModuleList()
         net.conv_norm_out, net.conv_out = None, nn.Identity()
+
+    @staticmethod
+    def usual_taps(net: Any) -> tuple[int, ...]:
+        """See ``stage_taps``."""
+        return stage_taps(net)
 
     def maps(self, latents: Tensor, times: Tensor, texts: Texts) -> list[Tensor]:
         """See Trunk."""
@@ -110,12 +115,16 @@ class MMDiTTrunk(Trunk):
         Raises:
             ValueError: a tap that there is not, or taps out of order.
         """
-        depth = len(net.transformer_blocks)
-        taps = tuple(taps) or (max(1, round(0.75 * depth)),)
-        _check_taps(taps, range(1, depth + 1), "blocks")
+        taps = tuple(taps) or self.usual_taps(net)
+        _check_taps(taps, range(1, len(net.transformer_blocks) + 1), "blocks")
         super().__init__(net, taps, [int(net.inner_dim)] * len(taps))
         net.transformer_blocks = net.transformer_blocks[: taps[-1]]
         net.norm_out, net.proj_out = nn.Identity(), nn.Identity()
+
+    @staticmethod
+    def usual_taps(net: Any) -> tuple[int, ...]:
+        """Three quarters of the depth."""
+        return (max(1, round(0.75 * len(net.transformer_blocks))),)
 
     def maps(self, latents: Tensor, times: Tensor, texts: Texts) -> list[Tensor]:
         """See Trunk."""
