@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diffalign.assets import asset
+from diffalign.evaluate.report import write_atomic
 from diffalign.policy import Policy, load_policy
 from diffalign.world.clip import best_possible, simulate_votes
 from diffalign.world.grammar import parse
@@ -24,7 +26,8 @@ from scorers.lrm import Lrm, LrmOptions
 from scorers.lrm_noise import NoiseLevels
 from scorers.lrm_train import LatentLearner
 from scorers.pickscore import PickScore
-from scorers.train import TrainOptions, train_scorer
+from scorers.train import TrainOptions, save_with_report, train_scorer
+from scorers.train_state import REPORT
 from scorers.votes import Vote
 
 logger = logging.getLogger(__name__)
@@ -36,6 +39,7 @@ JUDGES = {
     "scorer": "pixel scorer, on the predicted picture",
     "oracle": "oracle of the taste, on the predicted picture",
 }
+START, END = "<!-- latent rewards -->", "<!-- /latent rewards -->"
 CHUNK = 32
 
 
@@ -86,21 +90,28 @@ def latent_votes(policy: Policy, votes: Sequence[Vote]) -> list[Vote]:
     ]
 
 
-def train_lrm(policy: Policy, votes: Sequence[Vote], plan: LatentPlan, work: Path | None = None) -> Lrm:
-    """A latent reward model made of a policy, trained on votes on pictures.
+def trained(policy: Policy, plan: LatentPlan, work: Path) -> Lrm:
+    """A latent reward model made of a policy, trained on simulated votes; that in ``work`` if it is done.
 
-    Args:
-        policy: of the variance-preserving kind.
-        votes: ``plan.votes`` to learn from, then ``plan.validation`` that choose the step.
-        plan: see LatentPlan.
-        work: folder of the resume state.
+    Raises:
+        ValueError: the model in ``work`` is of another plan; or a flow model, which has no timesteps.
     """
+    if (work / REPORT).is_file():
+        if json.loads((work / REPORT).read_text())["plan"] != json.loads(json.dumps(asdict(plan))):
+            raise ValueError(
+                f"{work} holds a latent reward model of another plan; name another folder (--work)"
+            )
+        return Lrm.load(work)
+    start, rater = time.process_time(), named_rater(plan.taste)
+    votes, _ = simulate_votes(plan.votes + plan.validation, rater, np.random.default_rng([plan.seed, 21]))
     lrm = Lrm.of_pipeline(
         policy.pipeline, vae_id=policy.encoder_id("vae"), options=LrmOptions(guidance=plan.guidance)
     )
     learner = LatentLearner(lrm, NoiseLevels.vp(alphas_of(policy)))
     made = latent_votes(policy, votes)
-    train_scorer(learner, made[: plan.votes], made[plan.votes :], plan.training(), resume=work)
+    run = train_scorer(learner, made[: plan.votes], made[plan.votes :], plan.training(), resume=work)
+    more = {"plan": asdict(plan), "seconds": round(time.process_time() - start)}
+    save_with_report(learner, work, run, more)
     return lrm
 
 
@@ -157,13 +168,10 @@ def study(plan: LatentPlan, work: Path) -> dict[str, Any]:
 
     Returns:
         The plan; ``decided``, the share of decided held-out votes that each judge gets right at each level;
-        the best possible on the clean pictures; seconds of processor time.
+        the best possible on the clean pictures; seconds of processor time of the training.
     """
-    start, policy, rater = time.process_time(), load_policy(asset(plan.policy)), named_rater(plan.taste)
-    votes, _ = simulate_votes(plan.votes + plan.validation, rater, np.random.default_rng([plan.seed, 21]))
-    lrm = train_lrm(policy, votes, plan, work)
-    lrm.save(work / "lrm")
-    trained = time.process_time() - start
+    policy, rater = load_policy(asset(plan.policy)), named_rater(plan.taste)
+    lrm = trained(policy, plan, work)
     heldout, gap = simulate_votes(plan.heldout, rater, np.random.default_rng([plan.seed, 22]), "heldout")
     labels = torch.tensor([vote.label for vote in heldout])
     judges: dict[str, Judge] = {
@@ -172,16 +180,22 @@ def study(plan: LatentPlan, work: Path) -> dict[str, Any]:
     }
     made, decided = latent_votes(policy, heldout), {}
     for level in plan.levels:
-        gaps = gaps_at(policy, lrm, judges, made, level, plan.seed)
-        decided[str(level)] = {k: measure(g.sigmoid(), labels, 0.0).decided for k, g in gaps.items()}
+        file = work / f"level-{level}.json"
+        if not file.is_file():
+            gaps = gaps_at(policy, lrm, judges, made, level, plan.seed)
+            right = {k: measure(g.sigmoid(), labels, 0.0).decided for k, g in gaps.items()}
+            write_atomic(file, json.dumps(right) + "\n")
+        decided[str(level)] = json.loads(file.read_text())
         logger.info("t = %d: %s", level, decided[str(level)])
+    report = json.loads((work / REPORT).read_text())
     return {
         "plan": asdict(plan),
         "decided": decided,
         "best_possible": best_possible(gap, labels, rater).decided,
         "votes_decided": int((labels != 0.5).sum()),
-        "seconds_training": round(trained),
-        "seconds": round(time.process_time() - start),
+        "best_step": report["best_step"],
+        "steps_made": report["steps"],
+        "seconds_training": report["seconds"],
     }
 
 
@@ -198,8 +212,22 @@ def markdown(found: dict[str, Any]) -> str:
         "",
         f"Share of {count} decided votes on held-out prompts that each gets right; 0.5 is a coin, and one "
         f"standard error is at most {error:.3f}. The voter's own noise-free utility of the clean pictures "
-        f"gets {found['best_possible']:.3f}. Taste {plan['taste']}, {plan['votes']} votes, {plan['steps']} "
-        f"steps of {plan['batch']} pairs, guidance {plan['guidance']:g}; {found['seconds']} s of processor "
-        f"time, {found['seconds_training']} of them for training.",
+        f"gets {found['best_possible']:.3f}. Taste {plan['taste']}, {plan['votes']} votes, step "
+        f"{found['best_step']} of {found['steps_made']} with {plan['batch']} pairs each, guidance "
+        f"{plan['guidance']:g}; {found['seconds_training']} s of processor time since the last start of "
+        "the training.",
     ]
     return "\n".join(lines)
+
+
+def write_table(page: Path, table: str) -> None:
+    """Put a table between the marks of a page.
+
+    Raises:
+        ValueError: the page lacks the marks.
+    """
+    text = page.read_text(encoding="utf-8")
+    if START not in text or END not in text:
+        raise ValueError(f"{page} lacks the marks {START} and {END}, between which the table goes")
+    head, rest = text.split(START, 1)
+    write_atomic(page, f"{head}{START}\n\n{table}\n\n{END}{rest.split(END, 1)[1]}")
