@@ -17,13 +17,13 @@ from diffalign.config import load
 from diffalign.evaluate.report import installed_versions
 from diffalign.world.latent_rewards import LatentPlan, markdown, study, write_table
 
+PAGE = Path("docs/latent_rewards.md")
+
 
 def main(
     changes: Annotated[list[str] | None, typer.Argument(help="key=value of LatentPlan")] = None,
     work: Annotated[Path, typer.Option(help="model and resume state; goes on here")] = Path("outputs/lrm"),
-    page: Annotated[str, typer.Option(help="page with the marks; empty prints only")] = Path(
-        "docs/latent_rewards.md"
-    ),
+    page: Annotated[Path, typer.Option(help="page with the marks")] = PAGE,
 ) -> None:
     """Train, measure, write, print."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

@@ -52,14 +52,14 @@ class LatentPlan:
     scorer: str = "samples/shapes/scorer"
     """Pixel scorer beside it, trained on 4000 votes of the taste large on clean pictures."""
     taste: str = "large"
-    votes: int = 3000
+    votes: int = 2000
     validation: int = 200
     """Votes on other pictures that choose the step."""
-    heldout: int = 500
+    heldout: int = 400
     """Votes on prompts that nobody learnt from."""
     levels: tuple[int, ...] = (0, 200, 400, 600, 800, 950)
     """Timesteps of the table."""
-    steps: int = 400
+    steps: int = 200
     batch: int = 32
     learning_rate: float = 5e-4
     guidance: float = 7.5
@@ -170,7 +170,7 @@ def study(plan: LatentPlan, work: Path) -> dict[str, Any]:
         The plan; ``decided``, the share of decided held-out votes that each judge gets right at each level;
         the best possible on the clean pictures; seconds of processor time of the training.
     """
-    policy, rater = load_policy(asset(plan.policy)), named_rater(plan.taste)
+    policy, rater = load_policy(str(asset(plan.policy))), named_rater(plan.taste)
     lrm = trained(policy, plan, work)
     heldout, gap = simulate_votes(plan.heldout, rater, np.random.default_rng([plan.seed, 22]), "heldout")
     labels = torch.tensor([vote.label for vote in heldout])
