@@ -27,7 +27,7 @@ from scorers.lrm_noise import NoiseLevels
 from scorers.lrm_train import LatentLearner
 from scorers.pickscore import PickScore
 from scorers.train import TrainOptions, save_with_report, train_scorer
-from scorers.train_state import REPORT
+from scorers.train_state import REPORT, forget_state
 from scorers.votes import Vote
 
 logger = logging.getLogger(__name__)
@@ -112,6 +112,7 @@ def trained(policy: Policy, plan: LatentPlan, work: Path) -> Lrm:
     run = train_scorer(learner, made[: plan.votes], made[plan.votes :], plan.training(), resume=work)
     more = {"plan": asdict(plan), "seconds": round(time.process_time() - start)}
     save_with_report(learner, work, run, more)
+    forget_state(work)
     return lrm
 
 
