@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diffalign import objectives
     from diffalign.policy.load import load_policy
-    from diffalign.train.align import Run, align
+    from diffalign.train.align import align
+    from diffalign.train.finish import Run
 
 __version__ = "0.1.0"
 __all__ = ["Run", "align", "load_policy", "objectives"]
 
 _HOMES = {
     "align": "diffalign.train.align",
-    "Run": "diffalign.train.align",
+    "Run": "diffalign.train.finish",
     "load_policy": "diffalign.policy.load",
 }
 

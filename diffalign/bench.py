@@ -14,11 +14,12 @@ from torch import Tensor
 
 from diffalign.data.records import Record
 from diffalign.data.transform import Transform, View, decode
-from diffalign.train.align import load_recipe, make_accelerator, make_policy, with_canonical_beta
+from diffalign.train.align import load_recipe, with_canonical_beta
 from diffalign.train.config import TrainConfig
 from diffalign.train.prepare import build_loader, fitted, read_records
 from diffalign.train.progress import Screen
 from diffalign.train.run import RunFolder
+from diffalign.train.setup import make_accelerator, make_policy
 from diffalign.train.trainer import Trainer
 
 WARMUP = 3
@@ -71,16 +72,16 @@ def measure(trainer: Trainer, steps: int) -> tuple[float, dict[str, float]]:
     wait = torch.cuda.synchronize if torch.cuda.is_available() else _nothing
     trainer.policy.denoiser.train()
     for _ in range(WARMUP):
-        trainer._optimizer_step()
+        trainer._advance()
     wait()
     start = time.perf_counter()
     for _ in range(steps):
-        trainer._optimizer_step()
+        trainer._advance()
     wait()
     seconds = (time.perf_counter() - start) / steps
     trainer.clock.sync, trainer.clock.seconds = wait, {}
     for _ in range(max(3, steps // 4)):
-        trainer._optimizer_step()
+        trainer._advance()
     trainer.clock.enter("")
     total = sum(trainer.clock.seconds.values())
     return seconds, {k: v / total for k, v in trainer.clock.seconds.items()}

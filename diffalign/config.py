@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from diffalign.options import describe, help_of, hints_of, join_key, members_of, options_of, show
 from diffalign.strict_yaml import Dumper, Loader
 
-__all__ = ["ConfigError", "dump", "help_of", "load", "options_of"]
+__all__ = ["ConfigError", "dump", "help_of", "load", "options_of", "read_block"]
 
 T = TypeVar("T")
 Unions = Mapping[str, Callable[[str], type[Any]]]
@@ -58,6 +58,16 @@ def load(
     if reader.errors:
         raise ConfigError("\n".join(reader.errors))
     return cast(T, config)
+
+
+def read_block(path: Path) -> Mapping[str, Any]:
+    """The top of a YAML file, unchecked; an empty mapping where it is none.
+
+    Raises:
+        ConfigError: no such file, or broken YAML.
+    """
+    raw = _read_file(path)
+    return raw if isinstance(raw, Mapping) else {}
 
 
 def dump(config: Any, names: Names | None = None) -> str:

@@ -13,12 +13,23 @@ from diffalign.config import ConfigError
 from diffalign.diffusion.corrupt import corruptors
 from diffalign.diffusion.spaces import spaces
 from diffalign.objectives import objectives
+from diffalign.objectives.advantages import advantages
+from diffalign.objectives.steps import online_objectives
+from diffalign.online.config import OnlineConfig
 from diffalign.options import join_key, options_of
 from diffalign.registry import Registry
 from diffalign.train.config import TrainConfig
 
-REGISTRIES: dict[str, Registry[Any]] = {"objective": objectives, "corruptor": corruptors, "space": spaces}
-"""Blocks whose class hangs on their name."""
+REGISTRIES: dict[str, Registry[Any]] = {
+    "objective": objectives,
+    "online": online_objectives,
+    "corruptor": corruptors,
+    "space": spaces,
+    "advantage": advantages,
+}
+"""Blocks whose class hangs on their name; ``online`` is the objective of an online run."""
+ROOTS: tuple[type[Any], ...] = (TrainConfig, OnlineConfig)
+"""Whole recipes: offline and online."""
 
 
 def recipes() -> list[tuple[str, str]]:
@@ -46,7 +57,7 @@ def copy_recipe(name: str, to: Path) -> Path:
 def option_lines(block: str) -> list[str]:
     """Lines on each option of a block such as optim, data.world or objective.dpo; on all of them for "".
 
-    The blocks ``objective``, ``corruptor`` and ``space`` give the names of all that there are.
+    Blocks whose class hangs on their name, such as ``objective``, give the names of all that there are.
 
     Raises:
         ConfigError: no such block; the message suggests the nearest.
@@ -67,12 +78,13 @@ def _classes(block: str) -> list[type[Any]]:
     parts = block.split(".") if block else []
     if len(parts) == 2 and parts[0] in REGISTRIES:
         return [REGISTRIES[parts[0]].get(parts[1])]
-    found: list[type[Any]] = [TrainConfig]
+    found = list(ROOTS)
     for part in parts:
-        found = [inner for cls in found for inner in _dataclasses(get_type_hints(cls).get(part))]
+        inner = [block for cls in found for block in _dataclasses(get_type_hints(cls).get(part))]
+        found = list(dict.fromkeys(inner))
     if not found:
         named = [f"{key}.{n}" for key, registry in REGISTRIES.items() for n in registry.names()]
-        known = [*REGISTRIES, *named, *_blocks(TrainConfig, "")]
+        known = [*REGISTRIES, *named, *dict.fromkeys(b for root in ROOTS for b in _blocks(root, ""))]
         near = difflib.get_close_matches(block, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"no block {block!r}; blocks are {', '.join(known)}{hint}")

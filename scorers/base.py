@@ -50,6 +50,13 @@ class ScorerBase(nn.Module):
     options_taken: LoadOptions = LoadOptions()
     """What was chosen."""
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts that this scorer cannot judge, before a picture is made for them.
+
+        Raises:
+            ValueError: names the first one.
+        """
+
     @abstractmethod
     def score_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
         """Score pictures (B, 3, H, W) in [0, 1] for B prompts: (B,) float32, differentiable."""

@@ -220,6 +220,11 @@ class GenEval(ScorerBase):
         correct = torch.tensor([float(v.correct) for v in found], device=x01.device)
         return {"correct": correct, "met": torch.tensor([v.share for v in found], device=x01.device)}
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """See ScorerBase: only prompts that have a task."""
+        for prompt in prompts:
+            self.tasks(prompt)
+
     def score_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
         """(B,) float32, 1 for right pictures and 0 for others; not differentiable."""
         return self.score_dims(x01, prompts)["correct"]

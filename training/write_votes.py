@@ -14,9 +14,10 @@ import torch
 import typer
 
 from diffalign.data.writers import write
-from diffalign.train.align import load_recipe, make_policy
+from diffalign.train.align import load_recipe
 from diffalign.train.prepare import read_records
 from diffalign.train.progress import Screen
+from diffalign.train.setup import make_policy
 
 
 def main(

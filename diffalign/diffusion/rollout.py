@@ -187,9 +187,9 @@ def replay(guided: Guided, run: Trajectories, x: Tensor, x_next: Tensor, i: int 
     return run.sampler.step(pred, x, i, x_next)
 
 
-def latent_shape(policy: Policy) -> tuple[int, int, int]:
-    """(C, h, w) of a latent at the model's own size."""
-    side = policy.side // int(policy.pipeline.vae_scale_factor)
+def latent_shape(policy: Policy, pixels: int | None = None) -> tuple[int, int, int]:
+    """(C, h, w) of a latent of a picture of so many pixels a side, or at the model's own size."""
+    side = (pixels or policy.side) // int(policy.pipeline.vae_scale_factor)
     return int(policy.pipeline.vae.config.latent_channels), side, side
 
 

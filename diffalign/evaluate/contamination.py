@@ -72,11 +72,17 @@ def _normalised(prompts: Iterable[str]) -> Set[str]:
 
 def _of_run(run: Path) -> list[str]:
     from diffalign.data.readers import read
-    from diffalign.train.align import load_recipe
+    from diffalign.online.run import OnlineConfig, training_prompts_of
+    from diffalign.train.align import load_any
+    from diffalign.train.config import TrainConfig
     from diffalign.train.run import read_config
     from diffalign.world.votes import training_prompts as of_world
 
-    data = load_recipe(read_config(run)).data
+    config = load_any(read_config(run))
+    if isinstance(config, OnlineConfig):
+        return training_prompts_of(config)
+    assert isinstance(config, TrainConfig)
+    data = config.data
     if data.path is None:
         return [] if data.world is None else [str(p) for p in of_world(data.world)[0]]
     path = locate(data.path)

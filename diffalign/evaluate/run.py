@@ -25,7 +25,7 @@ from diffalign.evaluate.studies import read_shift
 from diffalign.evaluate.summary import Analysis, Judged, judge_table, report_of
 from diffalign.evaluate.table import table_of
 from diffalign.evaluate.work import work
-from diffalign.label.judges import refuse_unknown
+from diffalign.label.judges import refuse_prompts, refuse_unknown
 from diffalign.policy.precision import DTYPES
 
 logger = logging.getLogger(__name__)
@@ -100,6 +100,7 @@ def request_of(asked: Asked) -> tuple[Request, list[str]]:
         noise=cast(Noise, asked.noise),
     )  # fmt: skip
     refuse_unknown([*asked.scorers, *asked.trained_on, *asked.sets])
+    refuse_prompts([*asked.scorers, *asked.trained_on], [p.prompt for p in prompts])
     first = asked.primary or next(map(scorer_name, asked.scorers), "")
     request = Request(
         models=tuple(models), prompts=tuple(prompts), trained_on=asked.trained_on, sets=asked.sets,

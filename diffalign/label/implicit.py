@@ -22,7 +22,7 @@ from diffalign.policy.family import Cond
 from scorers.base import ScorerBase, check_batch
 
 if TYPE_CHECKING:
-    from diffalign.train.config import TrainConfig
+    from diffalign.train.blocks import RunConfig
 
 DRAWS = 16
 """Times and noises that an error is averaged over."""
@@ -92,8 +92,16 @@ class ImplicitScorer(ScorerBase):
         return cls.of(config, policy.to(torch.device(device), dtype))
 
     @classmethod
-    def of(cls, config: TrainConfig, policy: Policy) -> ImplicitScorer:
-        """Make the scorer of an open run, with its recipe's times, resolution and beta."""
+    def of(cls, config: RunConfig, policy: Policy) -> ImplicitScorer:
+        """Make the scorer of an open run, with its recipe's times, resolution and beta.
+
+        Raises:
+            ValueError: the run was an online one, which no error of data tells apart from its base.
+        """
+        from diffalign.train.config import TrainConfig
+
+        if not isinstance(config, TrainConfig):
+            raise ValueError("the implicit reward is that of a run on preferences, and this one was online")
         beta = float(getattr(config.all_terms[0].objective, "canonical", 0.0))
         return cls(policy, config.timesteps, side=config.data.resolution, beta=beta)
 

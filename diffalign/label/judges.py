@@ -14,6 +14,7 @@ import scorers
 from diffalign.assets import asset
 from diffalign.data.keys import content_key
 from diffalign.data.records import DataError
+from scorers.base import ScorerBase
 from scorers.client import RemoteScorer
 from scorers.protocol import Scorer
 
@@ -89,6 +90,23 @@ def refuse_unknown(specs: Sequence[str]) -> None:
     for spec in map(scorers.Spec.parse, specs):
         if not spec.remote:
             scorers.catalogue.get(spec.name)
+
+
+def refuse_prompts(specs: Sequence[str], prompts: Sequence[str]) -> None:
+    """See that scorers which know some prompts only know these; the others are not even loaded.
+
+    Raises:
+        DataError: names the scorer and the prompt.
+    """
+    for spec in (s for s in map(scorers.Spec.parse, specs) if not s.remote):
+        loader = scorers.catalogue.get(spec.name)
+        check = getattr(getattr(loader, "about", loader), "check_prompts", ScorerBase.check_prompts)
+        if check is ScorerBase.check_prompts:
+            continue
+        try:
+            load_judge(str(spec)).scorer.check_prompts(prompts)  # type: ignore[attr-defined]
+        except (ValueError, KeyError) as error:
+            raise DataError(f"scorer {spec.name} cannot judge these prompts: {error}") from error
 
 
 def fetch_weights(specs: Sequence[str]) -> None:

@@ -86,7 +86,8 @@ def _lines(league: League, found: Sequence[Row]) -> list[list[str]]:
     good = [cells for row, cells in lines if row.runs and row.obeys]
     bad = [cells for row, cells in lines if row.runs and not row.obeys]
     none = [cells for row, cells in lines if not row.runs]
-    ruler = [["*obedience falls by more*", *[""] * len(LEAGUE_COLUMNS)]] if bad else []
+    width = len(league.columns or LEAGUE_COLUMNS)
+    ruler = [["*obedience falls by more*", *[""] * width]] if bad else []
     return [*good, *ruler, *bad, *none]
 
 
@@ -98,6 +99,13 @@ def line(row: Row, columns: Sequence[str]) -> list[str]:
         said = "not run yet" if row.exists else "not for this pipeline"
         return [*start, said, *[""] * (len(columns) - 1)]
     return [*start, *(COLUMNS[column](row) for column in columns)]
+
+
+def _reward(row: Row) -> str:
+    """Trained reward at the start and at the end of the runs."""
+    ends = [(r.reward_first, r.reward_last) for r in row.runs]
+    first, last = ([v for v in side if v is not None] for side in zip(*ends, strict=True))
+    return f"{statistics.fmean(first):.2f} to {statistics.fmean(last):.2f}" if first and last else ""
 
 
 def _gain(row: Row) -> str:
@@ -125,12 +133,16 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "s a step": lambda row: f"{row.mean(lambda r: r.seconds / r.steps):.3f}",
     "gain at 4x": lambda row: "" if row.long is None else f"{row.long.gain:+.2f}",
     "obedience at 4x": lambda row: "" if row.long is None else f"{100 * row.long.obedience:.1f}",
+    "pictures": lambda row: _figure(row.mean(lambda r: r.pictures)),
+    "trained reward": lambda row: _reward(row),
     "steps": lambda row: _figure(row.mean(lambda r: r.steps)),
     "seeds": lambda row: str(len(row.runs)),
     "setting": lambda row: setting_text({k: v for k, v in row.runs[0].setting.items() if k not in row.point}),
 }
 """Columns of tables, by their headings."""
-LEAGUE_COLUMNS = tuple(name for name in COLUMNS if name not in ("s a step", "steps"))
+LEAGUE_COLUMNS = tuple(
+    name for name in COLUMNS if name not in ("s a step", "steps", "pictures", "trained reward")
+)
 
 
 def change(row: Row, of: Callable[[Result], float], base: Callable[[Result], float], digits: int) -> str:

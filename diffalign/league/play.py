@@ -8,6 +8,7 @@ import json
 import logging
 import multiprocessing
 import shutil
+import statistics
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -137,10 +138,10 @@ def with_kept_errors(recipe: Mapping[str, Any], folder: Path) -> Mapping[str, An
 
     The runs of the table keep none, so that their seconds are those of a run on its own.
     """
-    from diffalign.train.align import load_recipe
+    from diffalign.train.align import is_online, load_recipe
     from diffalign.train.terms import check_kept_errors
 
-    if recipe.get("losers"):  # each try has pictures of its own
+    if recipe.get("losers") or is_online(recipe):  # each try has pictures of its own
         return recipe
     config = load_recipe(recipe)
     try:
@@ -166,7 +167,20 @@ def result_of(job: Job, report: Report, rounds: Sequence[RunFolder], tree: str) 
         diversity_base=report["diversity"]["base"]["vendi"], diversity=report["diversity"]["model"]["vendi"],
         steps=len(seconds), seconds=sum(seconds),
         steps_to_half=half, seconds_to_half=None if half is None else sum(seconds[:half]),
+        **online_figures([line for run in rounds for line in run.rows()]),
     )  # fmt: skip
+
+
+def online_figures(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What only online runs have: pictures made, and the trained reward at both ends (a tenth each)."""
+    rewards = [next((v for k, v in line.items() if k.startswith("reward/")), None) for line in lines]
+    found = [r for r in rewards if r is not None]
+    some = max(1, len(found) // 10)
+    return {
+        "pictures": int(sum(line.get("pictures", 0) for line in lines)),
+        "reward_first": statistics.fmean(found[:some]) if found else None,
+        "reward_last": statistics.fmean(found[-some:]) if found else None,
+    }
 
 
 def digest(job: Job) -> str:

@@ -48,6 +48,12 @@ class Result:
     steps_to_half: int | None
     """First validation at which the gain reached half an s.d."""
     seconds_to_half: float | None
+    pictures: int = 0
+    """That an online run made and had judged."""
+    reward_first: float | None = None
+    """Mean trained reward of the first iterations of an online run."""
+    reward_last: float | None = None
+    """The same of the last ones."""
 
     @property
     def obeys(self) -> bool:

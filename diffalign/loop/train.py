@@ -17,8 +17,9 @@ from diffalign.policy.export import LORA_FILE
 from diffalign.policy.lora import AdapterConfig
 from diffalign.policy.precision import DTYPES, best_device
 from diffalign.train.align import align, load_recipe
+from diffalign.train.blocks import OptimConfig
 from diffalign.train.checkpoint import newest
-from diffalign.train.config import OptimConfig, TrainConfig
+from diffalign.train.config import TrainConfig
 
 KTO: dict[str, Any] = {
     "objective": {"name": "kto", "beta": 2000},

@@ -18,7 +18,7 @@ from torch import Tensor
 from diffalign.objectives.base import Denoised, Metrics, ReduceMean, State
 from diffalign.registry import Registry
 
-BatchKind = Literal["steps", "rollouts"]
+BatchKind = Literal["steps", "rollouts", "pairs"]
 Unit = Literal["row", "pair", "group"]
 
 
@@ -77,7 +77,8 @@ class OnlineObjective(ABC, Generic[Batch]):
     paper: ClassVar[str]
     """Where the method is from."""
     batch: ClassVar[BatchKind]
-    """What it sees. ``steps`` needs stochastic steps, and in training the guidance of the rollout."""
+    """What it sees. ``steps`` needs stochastic steps, and in training the guidance of the rollout;
+    ``rollouts`` are pictures noised again; ``pairs`` are such pictures put into comparison units."""
     unit: ClassVar[Unit] = "row"
     """What has a loss of its own."""
     needs_reference: ClassVar[bool] = False

@@ -59,6 +59,24 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
             "pos_embed_max_size": 192,
         },
     ),
+    "stable-diffusion-3.5-medium": (
+        "StableDiffusion3Pipeline",
+        {
+            "sample_size": 128,
+            "patch_size": 2,
+            "in_channels": 16,
+            "num_layers": 24,
+            "attention_head_dim": 64,
+            "num_attention_heads": 24,
+            "joint_attention_dim": 4096,
+            "caption_projection_dim": 1536,
+            "pooled_projection_dim": 2048,
+            "out_channels": 16,
+            "pos_embed_max_size": 384,
+            "dual_attention_layers": tuple(range(13)),
+            "qk_norm": "rms_norm",
+        },
+    ),
 }
 """Public configurations of the denoisers, by the last part of their hub id."""
 
@@ -67,6 +85,7 @@ ENCODERS: dict[str, tuple[int, ...]] = {
     "stable-diffusion-2-1": (340_387_840, 83_653_863),
     "stable-diffusion-xl-base-1.0": (123_060_480, 694_659_840, 83_653_863),
     "stable-diffusion-3-medium-diffusers": (123_650_304, 694_659_840, 4_762_310_656, 83_819_683),
+    "stable-diffusion-3.5-medium": (123_650_304, 694_659_840, 4_762_310_656, 83_819_683),
 }
 """Parameters of their text encoders and, last, of their VAE."""
 

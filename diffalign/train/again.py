@@ -16,20 +16,20 @@ from diffalign.policy.export import LORA_FILE, export_policy, merge
 from diffalign.policy.guidance import is_guidance, read_guidance
 from diffalign.policy.lora import AdapterConfig, load_into
 from diffalign.policy.precision import DTYPES, best_device
-from diffalign.train.align import load_recipe
-from diffalign.train.config import TrainConfig
+from diffalign.train.align import load_any
+from diffalign.train.blocks import RunConfig
 from diffalign.train.finish import paired_evaluation
 from diffalign.train.progress import Screen
 from diffalign.train.run import RunFolder, read_config
 
 
-def open_run(run: Path) -> tuple[TrainConfig, Policy]:
+def open_run(run: Path) -> tuple[RunConfig, Policy]:
     """Recipe and policy of a finished run, with its exported weights, in fp32 on the CPU.
 
     Raises:
         FileNotFoundError: no run there, or no exported weights.
     """
-    config = load_recipe(read_config(run))
+    config = load_any(read_config(run))
     export = RunFolder(root=run).export
     if config.policy.adapter is None:
         part = export / "unet" if (export / "unet").exists() else export / "transformer"
@@ -43,13 +43,13 @@ def open_run(run: Path) -> tuple[TrainConfig, Policy]:
     return config, policy
 
 
-def open_for_pictures(run: Path) -> tuple[TrainConfig, Policy]:
+def open_for_pictures(run: Path) -> tuple[RunConfig, Policy]:
     """Like ``open_run``, on the best device and in the recipe's precision, as the run made its pictures."""
     config, policy = open_run(run)
     return config, policy.to(best_device(), DTYPES[config.precision])
 
 
-def _load(config: TrainConfig, adapter: AdapterConfig | None) -> Policy:
+def _load(config: RunConfig, adapter: AdapterConfig | None) -> Policy:
     policy = load_policy(
         config.policy.model,
         adapter,
@@ -60,7 +60,7 @@ def _load(config: TrainConfig, adapter: AdapterConfig | None) -> Policy:
     return policy
 
 
-def _full_policy(config: TrainConfig, part: Path) -> Policy:
+def _full_policy(config: RunConfig, part: Path) -> Policy:
     if not part.exists():
         raise FileNotFoundError(
             f"{part.parent} holds no weights: the run did not finish; go on with --resume"

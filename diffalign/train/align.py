@@ -3,51 +3,34 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-
-from diffalign.config import ConfigError, load
+from diffalign.config import ConfigError, load, read_block
 from diffalign.data.records import Record
-from diffalign.evaluate.report import Report
 from diffalign.policy import Policy, load_policy
-from diffalign.policy.precision import DTYPES
-from diffalign.train.checkpoint import CheckpointError, load_checkpoint, name_of, newest
+from diffalign.train.blocks import RunConfig
+from diffalign.train.checkpoint import CheckpointError, load_checkpoint, name_of
 from diffalign.train.config import TrainConfig, recipe_text
-from diffalign.train.finish import evaluate_run, export_run
+from diffalign.train.finish import Run, finish_run
 from diffalign.train.losers import Round, run_rounds
 from diffalign.train.plan import check_optimizer, latent_elements, make_plan
 from diffalign.train.preflight import preflight
 from diffalign.train.prepare import build_loader, fitted, given_records, read_records
 from diffalign.train.progress import Screen
 from diffalign.train.rounds import finished, round_recipe, start_rounds
-from diffalign.train.run import RunFolder, new_run, read_config
-from diffalign.train.shard import check_distribution, fsdp_options, shard_count
+from diffalign.train.run import read_config
+from diffalign.train.setup import checkpoint_of, claim, make_accelerator, make_policy, run_folder
+from diffalign.train.shard import shard_count
 from diffalign.train.terms import UNIONS, canonical
 from diffalign.train.trackers import Trackers
 from diffalign.train.trainer import Trainer
 from diffalign.train.validate import Validator
 
 log = logging.getLogger(__name__)
-
-PATIENCE = timedelta(hours=24)
-"""How long processes wait for one another."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A finished run."""
-
-    dir: Path
-    report: Report | None
-    policy: Policy
 
 
 def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainConfig:
@@ -62,6 +45,29 @@ def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str]
     config = load(TrainConfig, source, overrides, unions=UNIONS)
     check_optimizer(config.optim)
     return config
+
+
+def is_online(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> bool:
+    """Whether a recipe is of a run that makes its own pictures: it has a ``rollout`` block.
+
+    Raises:
+        ConfigError: no such file, or broken YAML.
+    """
+    from diffalign.assets import asset
+
+    given = recipe if isinstance(recipe, Mapping) else read_block(asset(str(recipe)))
+    return "rollout" in given or any(o.startswith("rollout.") for o in overrides)
+
+
+def load_any(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """Read and check a recipe of either kind: a TrainConfig, or an OnlineConfig.
+
+    Raises:
+        ConfigError: as ``load_recipe``.
+    """
+    from diffalign.online.run import load_online
+
+    return (load_online if is_online(recipe, overrides) else load_recipe)(recipe, overrides)
 
 
 def align(
@@ -84,10 +90,17 @@ def align(
         CheckpointError: there is nothing to resume from, or it does not fit.
         DivergedError: training blew up.
     """
-    config = load_recipe(read_config(_run_folder(resume)) if resume else recipe, overrides)
+    from diffalign.online.run import OnlineConfig, align_online
+
+    config = load_any(read_config(run_folder(resume)) if resume else recipe, overrides)
+    if isinstance(config, OnlineConfig):
+        if records is not None:
+            raise ConfigError("an online run makes its own pictures: leave records out, or the rollout block")
+        return align_online(config, resume)
+    assert isinstance(config, TrainConfig)
     if config.losers is not None:
-        return _align_in_rounds(config, records, None if resume is None else _run_folder(resume))
-    source = _checkpoint_of(Path(resume)) if resume else None
+        return _align_in_rounds(config, records, None if resume is None else run_folder(resume))
+    source = checkpoint_of(Path(resume)) if resume else None
     accelerator = make_accelerator(config)
     screen = Screen(accelerator.is_main_process, config.steps, config.batch, config.log.every)
     with accelerator.main_process_first():
@@ -103,7 +116,7 @@ def align(
         if given is None:
             given = fitted(config, read_records(config, policy, screen), screen.say)
         loader = build_loader(config, policy, given, accelerator, screen)
-    run = _claim(config, resume, accelerator)
+    run = claim(config, resume, accelerator)
     screen.say(f"run folder  {run.root}")
     if accelerator.is_main_process:
         run.write_skipped(loader.data.report.bad, loader.data.report.equal)
@@ -127,9 +140,7 @@ def align(
         trainer.fit(on_step, validator)
     trackers.close()
     validator.keep_best(trainer)
-    export_run(trainer, screen)
-    report = evaluate_run(trainer, screen) if config.evaluate.prompts else None
-    return Run(dir=run.root, report=report, policy=policy)
+    return finish_run(trainer, screen)
 
 
 def _align_in_rounds(config: TrainConfig, records: Sequence[Record] | None, resume: Path | None) -> Run:
@@ -138,7 +149,7 @@ def _align_in_rounds(config: TrainConfig, records: Sequence[Record] | None, resu
     Of several processes the main one makes the losers, and the others find them.
     """
     accelerator = make_accelerator(config)
-    root, losers = _claim(config, resume, accelerator), config.losers
+    root, losers = claim(config, resume, accelerator), config.losers
     assert losers is not None
     with accelerator.main_process_first():
         winners, open_maker = start_rounds(config, records, accelerator.device)
@@ -168,20 +179,32 @@ def plan_only(
     recipe: str | Path | Mapping[str, Any], overrides: Sequence[str], processes: int = 1
 ) -> list[str]:
     """Lines of the plan of a recipe, without data and (for models that are not here) without weights."""
+
+    from diffalign.online.run import OnlineConfig, plan_lines
+
+    config = load_any(recipe, overrides)
+    policy, note = _weightless(config)
+    if isinstance(config, OnlineConfig):
+        return note + plan_lines(config, policy)
+    assert isinstance(config, TrainConfig)
+    return note + make_plan(with_canonical_beta(config, policy), policy, processes).lines()
+
+
+def _weightless(config: RunConfig) -> tuple[Policy, list[str]]:
+    """The policy, without weights where they are not here, and a line that says so."""
     from diffalign.policy.meta import meta_policy
 
-    config = load_recipe(recipe, overrides)
     try:
         policy = load_policy(
             config.policy.model, config.policy.adapter, text_length=config.policy.text_length
         )
-        note = []
+        return policy, []
     except FileNotFoundError:
         policy = meta_policy(config.policy.model, config.policy.adapter, config.policy.text_length)
         note = [
             f"weights     {config.policy.model} is not here; sizes are those of its published configuration"
         ]
-    return note + make_plan(with_canonical_beta(config, policy), policy, processes).lines()
+    return policy, note
 
 
 def cache_only(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> None:
@@ -194,103 +217,8 @@ def cache_only(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str])
     build_loader(config, policy, records, accelerator, screen)
 
 
-def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Accelerator with the recipe's precision; accumulation is the trainer's own.
-
-    Raises:
-        ConfigError: the batch cannot be shared by the processes, or they share the model in a way that the
-            trainer does not know.
-    """
-    from accelerate.state import AcceleratorState
-    from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, set_seed
-
-    AcceleratorState._reset_state()  # an earlier run of this Python process may have had another precision
-    mixed = config.precision if config.precision in ("bf16", "fp16") else "no"
-    cpu = not (
-        torch.cuda.is_available() or torch.backends.mps.is_available()
-    )  # else processes would not meet
-    if cpu and mixed == "fp16":
-        raise ConfigError(
-            "precision is fp16, which needs a GPU, and there is none: use precision=bf16 or fp32"
-        )
-    accelerator = Accelerator(
-        mixed_precision=mixed,
-        cpu=cpu,
-        # given here, or a variable of accelerate's launcher would divide the gradients once more
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        # encoding and validation run on one process while the others wait, for longer than NCCL's 10 minutes
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
-    )
-    check_distribution(accelerator.distributed_type, config, fsdp_options())
-    if config.batch % (config.accumulate * accelerator.num_processes):
-        raise ConfigError(
-            f"batch is {config.batch}; {accelerator.num_processes} processes x accumulate "
-            f"{config.accumulate} must divide it"
-        )
-    torch.set_num_threads(cpu_threads(config.threads, accelerator.num_processes))
-    set_seed(config.seed)
-    return accelerator
-
-
-def cpu_threads(asked: int, processes: int) -> int:
-    """CPU threads of this process: as asked, as set up, or (under accelerate launch) its share of the cores.
-
-    accelerate launch sets one thread where the user says nothing, which leaves a laptop's other cores idle.
-    """
-    if asked:
-        return asked
-    if os.environ.get("OMP_NUM_THREADS") == "1" and "ACCELERATE_MIXED_PRECISION" in os.environ:
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-        return max(1, (os.cpu_count() or 1) // here)
-    return torch.get_num_threads()
-
-
-def make_policy(config: TrainConfig, device: torch.device) -> Policy:
-    """Load the policy onto the device, in the recipe's precision (trained weights stay in fp32 at least)."""
-    policy = load_policy(
-        config.policy.model,
-        config.policy.adapter,
-        text_length=config.policy.text_length,
-        allow_download=config.policy.allow_download,
-    )
-    policy.set_long_prompts(config.policy.long_prompts)
-    policy.to(device, DTYPES[config.precision])
-    if config.policy.gradient_checkpointing:
-        policy.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-    return policy
-
-
 def with_canonical_beta(config: TrainConfig, policy: Policy) -> TrainConfig:
     """Replace a beta in a paper's convention by the canonical one, now that the latent's size is known."""
     elements = latent_elements(policy, config.data.resolution)
     terms = tuple(replace(t, objective=canonical(t.objective, elements)) for t in config.terms)
     return replace(config, objective=canonical(config.objective, elements), terms=terms)
-
-
-def _claim(config: TrainConfig, resume: str | Path | None, accelerator: Accelerator) -> RunFolder:
-    """The run's folder, agreed on by all processes; the main one writes the resolved recipe into it."""
-    from accelerate.utils import broadcast_object_list
-
-    root = [""]
-    if accelerator.is_main_process:
-        run = RunFolder(root=_run_folder(resume)) if resume else new_run(config.output)
-        root = [str(run.root)]
-        if not resume:
-            run.write_config(recipe_text(config))
-    return RunFolder(root=Path(broadcast_object_list(root)[0]))
-
-
-def _run_folder(resume: str | Path) -> Path:
-    path = Path(resume)
-    return path.parent.parent if path.parent.name == "checkpoints" else path
-
-
-def _checkpoint_of(path: Path) -> Path:
-    if path.parent.name == "checkpoints":
-        return path
-    found = newest(path / "checkpoints")
-    if found is None:
-        raise CheckpointError(
-            f"{path / 'checkpoints'} holds no whole checkpoint to resume from: start the run anew"
-        )
-    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffalign.assets import asset
@@ -16,9 +16,9 @@ from diffalign.evaluate.report import Report, markdown_table, show_report, write
 from diffalign.policy import Policy
 from diffalign.policy.export import export_policy, model_card
 from diffalign.policy.guidance import SELF, write_guidance
-from diffalign.train.config import TrainConfig, WorldConfig
+from diffalign.train.blocks import RunConfig, WorldConfig
+from diffalign.train.core import Core
 from diffalign.train.progress import Screen
-from diffalign.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,23 @@ USAGE = {
 }
 
 
-def evaluation_prompts(config: TrainConfig, part: Part, captions: Set[str] = frozenset()) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run."""
+
+    dir: Path
+    report: Report | None
+    policy: Policy
+
+
+def finish_run(trainer: Core, screen: Screen) -> Run:
+    """Export the weights and, where prompts are asked for, evaluate them."""
+    export_run(trainer, screen)
+    report = evaluate_run(trainer, screen) if trainer.config.evaluate.prompts else None
+    return Run(dir=trainer.run.root, report=report, policy=trainer.policy)
+
+
+def evaluation_prompts(config: RunConfig, part: Part, captions: Set[str] = frozenset()) -> list[str]:
     """Prompts that choose checkpoints ("select") and prompts that are reported ("report"); they never meet.
 
     Those that select leave out the training captions, which are given as ``split.normalise`` makes them.
@@ -41,7 +57,7 @@ def evaluation_prompts(config: TrainConfig, part: Part, captions: Set[str] = fro
     return [p for p in found if normalise(p) not in captions] if part == "select" else found
 
 
-def warn_of_overlap(config: TrainConfig, captions: Set[str]) -> None:
+def warn_of_overlap(config: RunConfig, captions: Set[str]) -> None:
     """Warn where prompts of the report are training captions too, and so are not held out."""
     prompts = evaluation_prompts(config, config.evaluate.part)[: config.evaluate.prompts]
     both = [p for p in prompts if normalise(p) in captions]
@@ -53,7 +69,7 @@ def warn_of_overlap(config: TrainConfig, captions: Set[str]) -> None:
         )  # fmt: skip
 
 
-def _part(config: TrainConfig, part: Part) -> list[str]:
+def _part(config: RunConfig, part: Part) -> list[str]:
     if config.evaluate.prompt_file is not None:
         every = [p.prompt for p in read_prompts(asset(config.evaluate.prompt_file))]
         return [p for p in every if part_of(p) == part]
@@ -65,7 +81,7 @@ def _part(config: TrainConfig, part: Part) -> list[str]:
     return [str(p) for p in training_prompts(world)[1]]
 
 
-def export_run(trainer: Trainer, screen: Screen) -> None:
+def export_run(trainer: Core, screen: Screen) -> None:
     """Write the trained weights (the average where there is one) to export/, on the main process."""
     with trainer.exported_weights():
         if trainer.accelerator.is_main_process:
@@ -74,7 +90,7 @@ def export_run(trainer: Trainer, screen: Screen) -> None:
     screen.say(f"weights     {trainer.run.export}")
 
 
-def _export_guidance(trainer: Trainer) -> None:
+def _export_guidance(trainer: Core) -> None:
     """Beside the LoRA, write how it guides: a folder for ``diffalign generate --lora`` and ``attach``."""
     options, adapter = trainer.config.policy.guidance, trainer.config.policy.adapter
     if options is None or adapter is None:
@@ -89,7 +105,7 @@ def _export_guidance(trainer: Trainer) -> None:
     write_guidance(trainer.run.root / "guidance", named)
 
 
-def evaluate_run(trainer: Trainer, screen: Screen) -> Report | None:
+def evaluate_run(trainer: Core, screen: Screen) -> Report | None:
     """Evaluate against the base on held-out prompts; writes report.json, gallery.html and the model card.
 
     Returns None on all but the main process.
@@ -98,7 +114,7 @@ def evaluate_run(trainer: Trainer, screen: Screen) -> Report | None:
         return _evaluated(trainer, screen) if trainer.accelerator.is_main_process else None
 
 
-def _evaluated(trainer: Trainer, screen: Screen) -> Report:
+def _evaluated(trainer: Core, screen: Screen) -> Report:
     evaluation = paired_evaluation(trainer.config, trainer.policy, screen)
     report = evaluation.report()
     write_report(trainer.run.root / "report.json", report)
@@ -112,7 +128,7 @@ def _evaluated(trainer: Trainer, screen: Screen) -> Report:
     return report
 
 
-def paired_evaluation(config: TrainConfig, policy: Policy, screen: Screen) -> Evaluation:
+def paired_evaluation(config: RunConfig, policy: Policy, screen: Screen) -> Evaluation:
     """Pictures of base and policy on the prompts of ``evaluate.part``, scored by all judges."""
     options = config.evaluate
     prompts = evaluation_prompts(config, options.part)[: options.prompts]
@@ -130,7 +146,7 @@ def paired_evaluation(config: TrainConfig, policy: Policy, screen: Screen) -> Ev
     return evaluate_pictures(prompts, base, model, judges, "base", "aligned")
 
 
-def _card(trainer: Trainer, table: str) -> str:
+def _card(trainer: Core, table: str) -> str:
     config, policy = trainer.config, trainer.policy
     usage = USAGE[policy.adapter is not None].format(
         model=config.policy.model,
@@ -138,12 +154,4 @@ def _card(trainer: Trainer, table: str) -> str:
         part=policy.family.component,
         cls=type(policy.denoiser).__name__,
     )
-    settings = {
-        "objective": config.objective,
-        "steps": config.steps,
-        "batch": config.batch,
-        "learning rate": config.optim.learning_rate,
-        "precision": config.precision,
-        "seed": config.seed,
-    }
-    return model_card(trainer.run.root.name, config.policy.model, settings, table, usage)
+    return model_card(trainer.run.root.name, config.policy.model, config.settings(), table, usage)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffalign.train.config import OptimConfig
+from diffalign.train.blocks import OptimConfig
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:

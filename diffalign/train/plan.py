@@ -11,7 +11,8 @@ from torch import nn
 from diffalign.objectives import Objective
 from diffalign.objectives.beta import sum_beta
 from diffalign.policy import Policy
-from diffalign.train.config import OptimConfig, TrainConfig
+from diffalign.train.blocks import OptimConfig
+from diffalign.train.config import TrainConfig
 from diffalign.train.terms import innermost
 
 GIB = 1024**3

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from diffalign.config import ConfigError
 from diffalign.policy import Policy
 from diffalign.policy.precision import HALF
-from diffalign.train.config import TrainConfig
+from diffalign.train.blocks import RunConfig
 
 
 def fsdp_options() -> Any | None:
@@ -36,7 +36,7 @@ def shard_count(accelerator: Accelerator) -> int:
     return int(accelerator.num_processes) if fsdp_options() is not None else 1
 
 
-def check_distribution(kind: DistributedType, config: TrainConfig, options: Any | None) -> None:
+def check_distribution(kind: DistributedType, config: RunConfig, options: Any | None) -> None:
     """Refuse ways of cutting the model up that the trainer does not know.
 
     Args:
@@ -57,7 +57,7 @@ def check_distribution(kind: DistributedType, config: TrainConfig, options: Any 
         _check_fsdp(config, options)
 
 
-def _check_fsdp(config: TrainConfig, options: Any) -> None:
+def _check_fsdp(config: RunConfig, options: Any) -> None:
     from torch.distributed.fsdp import CPUOffloadPolicy
 
     refused = {
@@ -77,7 +77,7 @@ def _check_fsdp(config: TrainConfig, options: Any) -> None:
             raise ConfigError(f"accelerate was launched with FSDP, and diffalign cannot shard with {what}")
 
 
-def moving(config: TrainConfig) -> bool:
+def moving(config: RunConfig) -> bool:
     """Whether the reference changes while the policy is trained."""
     kind = config.policy.reference
     return (kind if isinstance(kind, str) else kind.name) in ("ema", "pool")

@@ -16,12 +16,12 @@ from diffalign.config import ConfigError
 from diffalign.evaluate.generate import Sampling, generate, generate_base
 from diffalign.evaluate.judge import load_judges
 from diffalign.evaluate.stats import base_sd, compare
+from diffalign.train.blocks import RunConfig
 from diffalign.train.checkpoint import load_checkpoint, name_of
-from diffalign.train.config import TrainConfig
+from diffalign.train.core import Core
 from diffalign.train.finish import evaluation_prompts
 from diffalign.train.progress import Screen
 from diffalign.train.shard import put
-from diffalign.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Validator:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: RunConfig,
         accelerator: Accelerator,
         screen: Screen,
         captions: Set[str] = frozenset(),
@@ -54,7 +54,7 @@ class Validator:
         )
         self.seeds = list(range(500, 500 + config.validate.seeds))
 
-    def __call__(self, trainer: Trainer) -> None:
+    def __call__(self, trainer: Core) -> None:
         """Validate if this step is due; all processes then agree on the best step so far."""
         every = self.config.validate.every
         if not every or trainer.step % every:
@@ -64,7 +64,7 @@ class Validator:
                 self.validate(trainer)
         trainer.best = broadcast_object_list([trainer.best])[0]
 
-    def validate(self, trainer: Trainer) -> None:
+    def validate(self, trainer: Core) -> None:
         """Write a sheet of pictures, and where a judge is named the win rate against the base.
 
         Inside ``trainer.exported_weights()``, on the main process.
@@ -80,7 +80,7 @@ class Validator:
         if self.config.validate.judge is not None:
             self._judge(trainer, prompts, base, model)
 
-    def _judge(self, trainer: Trainer, prompts: list[str], base: Tensor, model: Tensor) -> None:
+    def _judge(self, trainer: Core, prompts: list[str], base: Tensor, model: Tensor) -> None:
         judge = load_judges([self.config.validate.judge or ""], [], trainer.policy.device)[0]
         before, after = judge.score(base, prompts), judge.score(model, prompts)
         try:
@@ -105,7 +105,7 @@ class Validator:
             name = name_of(trainer.step)
             trainer.best = {"win_rate": result.value, "step": trainer.step, "checkpoint": name}
 
-    def keep_best(self, trainer: Trainer) -> None:
+    def keep_best(self, trainer: Core) -> None:
         """With ``keep: best`` put the weights that won validation back before they are exported."""
         if self.config.keep != "best" or not trainer.best:
             return

@@ -22,7 +22,7 @@ from torch import Tensor
 from diffalign.evaluate.generate import Sampling, generate_base
 from diffalign.evaluate.stats import Interval, base_sd, bootstrap
 from diffalign.policy import load_policy
-from diffalign.train.config import WorldConfig
+from diffalign.train.blocks import WorldConfig
 from diffalign.votes.choose import CHOOSERS, Choice, Pool, chooser
 from diffalign.votes.explain import newton
 from diffalign.world.grammar import Prompt

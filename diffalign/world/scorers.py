@@ -33,6 +33,11 @@ class WorldScorer(ScorerBase):
         super().__init__()
         self.name, self._score = name, score
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """See ScorerBase: only prompts of the world's grammar."""
+        for prompt in prompts:
+            parse(prompt)
+
     def score_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
         """See Scorer; raises ValueError for prompts outside the grammar."""
         return self._score(x01.cpu(), [parse(p) for p in prompts]).float()

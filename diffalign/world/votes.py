@@ -20,7 +20,7 @@ from diffalign.label.options import LabelOptions
 from diffalign.label.pool import of_pictures
 from diffalign.label.write import derive
 from diffalign.policy import Policy
-from diffalign.train.config import WorldConfig
+from diffalign.train.blocks import WorldConfig
 from diffalign.world.captions import describe_images, perturb
 from diffalign.world.grammar import Prompt, Split, double_prompts, single_prompts
 from diffalign.world.raters import Rater, leaves_open, named_rater

@@ -129,7 +129,8 @@ def test_shares_and_stops_change_no_bit(home: Path, tmp_path: Path) -> None:
 
 
 def test_other_settings_are_named(home: Path, tmp_path: Path) -> None:
-    folder = home / "done"
+    folder = tmp_path / "done"
+    shutil.copytree(home / "done", folder)  # a further model will be added
     with pytest.raises(RequestError, match=r"steps was 2 and is 3"):
         evaluate_models(replace(asked(home, folder), steps=3))
     other = tmp_path / "export"

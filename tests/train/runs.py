@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from diffalign.data.records import BytesImage, Record
-from diffalign.train.align import Run, align
+from diffalign.train.align import align
+from diffalign.train.finish import Run
 from diffalign.world.grammar import single_prompts
 from diffalign.world.shapes import draw
 from scorers.base import ScorerBase

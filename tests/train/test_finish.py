@@ -18,9 +18,10 @@ from diffalign.evaluate.prompts import part_of
 from diffalign.evaluate.report import load_report
 from diffalign.train import finish
 from diffalign.train.again import evaluate_again, gallery_again, open_run
-from diffalign.train.align import Run, align, load_recipe
-from diffalign.train.config import EvaluateConfig, TrainConfig, WorldConfig
-from diffalign.train.finish import evaluation_prompts, paired_evaluation
+from diffalign.train.align import align, load_recipe
+from diffalign.train.blocks import EvaluateConfig, WorldConfig
+from diffalign.train.config import TrainConfig
+from diffalign.train.finish import Run, evaluation_prompts, paired_evaluation
 from diffalign.train.progress import Screen
 from diffalign.world.grammar import is_heldout, parse
 from diffalign.world.raters import TASTES

@@ -14,14 +14,9 @@ from accelerate import DistributedType
 from diffalign.config import ConfigError
 from diffalign.train import align as aligning
 from diffalign.train import trackers
-from diffalign.train.align import (
-    PATIENCE,
-    align,
-    cpu_threads,
-    load_recipe,
-    make_accelerator,
-)
+from diffalign.train.align import align, load_recipe
 from diffalign.train.preflight import preflight
+from diffalign.train.setup import PATIENCE, cpu_threads, make_accelerator
 from diffalign.train.shard import check_distribution, fsdp_options
 from scorers.registry import RegistryError
 from tests.train.runs import recipe, records

@@ -8,9 +8,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from diffalign.train.align import load_recipe, make_policy
+from diffalign.train.align import load_recipe
 from diffalign.train.prepare import build_loader
 from diffalign.train.progress import Screen
+from diffalign.train.setup import make_policy
 from tests.train.runs import recipe, records
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffalign.data.records import Record
-from diffalign.train.config import WorldConfig
+from diffalign.train.blocks import WorldConfig
 from diffalign.world import votes
 from diffalign.world.grammar import Prompt, parse, single_prompts
 from diffalign.world.shapes import draw

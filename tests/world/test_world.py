@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from diffalign.train.config import WorldConfig
+from diffalign.train.blocks import WorldConfig
 from diffalign.world import votes
 from diffalign.world.grammar import (
     COLOURS,
