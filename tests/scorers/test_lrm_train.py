@@ -223,5 +223,5 @@ def test_it_learns_and_less_noise_is_easier(pipeline: Any, head: str) -> None:
     assert run.validation.accuracy > 0.8
     little, much = (accuracy_at(learner, votes(200, 50), NoiseLevels.vp(ALPHAS, [t])) for t in (1, 999))
     assert little.decided > 0.85
-    assert little.decided > much.decided
+    assert little.log_loss < much.log_loss  # shared noise cancels in the order, but not in how sure it is
     assert len(learner.levels.times) == 20
