@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffalign.diffusion.rollout import Guided, Score
-from diffalign.online.config import JudgeConfig
+from diffalign.online.blocks import JudgeConfig
 from diffalign.online.rewards import load_latent_scorer, load_pixel_scorer
 from diffalign.policy import Policy
 from scorers.latent import LatentScorer

@@ -79,16 +79,20 @@ class Collector:
         guided = self._guided([p.prompt for p in every[:: self.config.groups.images]])
         self.log.open(iteration)
         planned = [every[i] for i in own]
-        batches = self._batches(planned)
-        with sets.of_sampling(), self.accelerator.autocast():
-            runs = [self._run([planned[i] for i in some], guided, iteration) for some in batches]
-        back = torch.tensor([i for some in batches for i in some]).argsort()  # as planned
-        rewards = self._rewards(len(runs))
+        chunks, runs = self._chunks(planned), list[Trajectories]()
+        with sets.of_sampling():
+            for chunk in chunks:
+                made = [self._run([planned[i] for i in some], guided, iteration) for some in chunk]
+                self._hand_over(made, [planned[i] for some in chunk for i in some])
+                runs += made
+        back = torch.tensor([i for chunk in chunks for some in chunk for i in some]).argsort()  # as planned
+        rewards = self._rewards(len(chunks))
         harvest = Harvest(
             guided=guided, planned=tuple(planned), run=merged(runs, back), rewards=None, advantage=None,
             prompt=torch.tensor([p.group for p in planned]), image=torch.tensor(list(own)),
             keep=torch.ones(len(planned), dtype=torch.bool), figures={},
         )  # fmt: skip
+        harvest = replace(harvest, figures=self._scores(harvest))
         if rewards is None:
             return harvest
         return self._judged(replace(harvest, rewards=rewards[back]), every, state)
@@ -99,7 +103,7 @@ class Collector:
         """Predictions for the prompts of all processes."""
         policy, scale = self.policy, self.config.rollout.guidance
         cond = self._on_device(policy.encode_prompts(prompts))
-        side = self.side
+        side = self.side  # of whole pictures, without a crop; only SDXL is told
         sizes = torch.tensor([[side, side, 0, 0, side, side]] * len(prompts), device=policy.device)
         if scale == 1:
             return Guided(policy=policy, cond=cond, sizes=sizes)
@@ -109,33 +113,43 @@ class Collector:
     def _on_device(self, rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         return {k: send(v, self.policy.device) for k, v in self.policy.collate_prompts(rows).items()}
 
-    def _batches(self, planned: Sequence[Planned]) -> list[list[int]]:
-        """Places of the pictures that are made at once: of one maker, and whole groups where a reward
-        compares them.
+    def _chunks(self, planned: Sequence[Planned]) -> list[list[list[int]]]:
+        """Places of the pictures that are judged together, by batches that are made at once: whole groups
+        where a reward compares them, whoever made them, else each batch for itself.
         """
-        size, images = self.config.groups.batch, self.config.groups.images
-        if any(r.among == "group" for r in self.config.rewards):
-            size = max(1, size // images) * images
-        kinds = [[i for i, p in enumerate(planned) if p.of_reference == kind] for kind in (False, True)]
+        everything, images = range(len(planned)), self.config.groups.images
+        if not any(r.among == "group" for r in self.config.rewards):
+            return [[some] for some in self._batches(everything, planned)]
+        size = max(1, self.config.groups.batch // images) * images
+        return [self._batches(everything[i : i + size], planned) for i in everything[::size]]
+
+    def _batches(self, places: Sequence[int], planned: Sequence[Planned]) -> list[list[int]]:
+        """The places in batches of one maker each."""
+        size = self.config.groups.batch
+        kinds = [[i for i in places if planned[i].of_reference == kind] for kind in (False, True)]
         return [own[i : i + size] for own in kinds for i in range(0, len(own), size)]
 
     def _run(self, some: Sequence[Planned], guided: Guided, iteration: int) -> Trajectories:
-        """A recorded run, handed to the rewards."""
+        """A recorded run."""
         own = guided.rows(torch.tensor([p.group for p in some], device=self.policy.device))
         score = None if self.judge is None else self.judge.of(own, [p.prompt for p in some])
         with self.policy.reference() if some[0].of_reference else nullcontext():
-            run = rollout(
+            return rollout(
                 own, [p.seed for p in some], self.config.rollout, starts=[p.start for p in some],
                 shape=self.shape, iteration=iteration, seed=self.config.seed, score=score,
             )  # fmt: skip
-        if self.background is not None:
-            self.background.submit(self._made(run, some))
-        return run
 
     @torch.no_grad()
-    def _made(self, run: Trajectories, some: Sequence[Planned]) -> Made:
-        pictures = ((self.policy.decode(run.x0.float()) + 1) / 2).clamp(0, 1)
-        return Made(latents=run.x0, pictures=pictures, prompts=tuple(p.prompt for p in some))
+    def _hand_over(self, runs: Sequence[Trajectories], some: Sequence[Planned]) -> None:
+        """Ask for the rewards of pictures; they are scored while the next ones are made."""
+        if self.background is None:
+            return
+        x0 = [run.x0.float() for run in runs]
+        pictures = torch.cat([((self.policy.decode(x) + 1) / 2).clamp(0, 1) for x in x0])
+        self.background.submit(Made(
+            latents=torch.cat(x0), pictures=pictures, prompts=tuple(p.prompt for p in some),
+            group=tuple(p.group for p in some),
+        ))  # fmt: skip
 
     # ------------------------------------------------------------------ rewards
 
@@ -155,6 +169,11 @@ class Collector:
         assert isinstance(found, Tensor)
         return found
 
+    def _scores(self, harvest: Harvest) -> dict[str, float]:
+        """What the judge of candidates says of them: where there are no rewards, this is what rises."""
+        judge = self.config.judge
+        return {} if judge is None else {f"judge/{judge.scorer}": mean_score(harvest)}
+
     def _judged(self, harvest: Harvest, every: Sequence[Planned], state: State) -> Harvest:
         """With advantages, which are those that one process would have found."""
         assert harvest.rewards is not None
@@ -165,10 +184,21 @@ class Collector:
             raise RewardError("no prompt of the iteration has finite rewards: look at the scorers")
         means = rewards.nanmean(0).tolist()
         figures = {f"reward/{r.scorer}": v for r, v in zip(self.config.rewards, means, strict=True)}
+        figures |= found.report(group) | spread(rewards, self.config.groups.images)
         return replace(
             harvest, advantage=found.value[harvest.image].float(), keep=found.keep[harvest.image],
-            figures=figures | found.report(group) | spread(rewards, self.config.groups.images),
+            figures=harvest.figures | figures,
         )  # fmt: skip
+
+
+def mean_score(harvest: Harvest) -> float:
+    """Mean score of all candidates of all processes; NaN where none is finite."""
+    scores = [r.scores.flatten().double().cpu() for r in harvest.run.records if r.scores is not None]
+    own = torch.cat(scores) if scores else torch.zeros(0, dtype=torch.float64)
+    own = own[own.isfinite()]
+    told: list[tuple[float, int]] = gather_object([(float(own.sum()), len(own))])
+    count = sum(n for _, n in told)
+    return sum(s for s, _ in told) / count if count else float("nan")
 
 
 def spread(rewards: Tensor, images: int) -> dict[str, float]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from diffalign.diffusion.corrupt import draw_seed
-from diffalign.online.config import GroupConfig
+from diffalign.online.blocks import GroupConfig
 
 
 @dataclass(frozen=True, kw_only=True)

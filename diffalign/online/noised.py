@@ -15,8 +15,9 @@ from diffalign.diffusion.corrupt import draw_seed, seeded_noise, seeded_uniform
 from diffalign.diffusion.timesteps import Uniform
 from diffalign.objectives.base import Denoised, Predictions
 from diffalign.objectives.forward_process import mean_square
+from diffalign.online.blocks import NoiseConfig
 from diffalign.online.collect import Harvest
-from diffalign.online.config import NoiseConfig, OnlineConfig
+from diffalign.online.config import OnlineConfig
 from diffalign.online.tables import NoisedTable
 from diffalign.online.weights import ParameterSets
 from diffalign.policy import Policy
@@ -34,6 +35,8 @@ class Members:
     """(M,) int64 place among the pictures of this process."""
     unit: Tensor
     """(M,) int64."""
+    sharing: Tensor
+    """(M,) int64; with ``per`` group, members of the same number share t and noise."""
     role: Tensor
     """(M,) int64."""
     score: Tensor
@@ -46,8 +49,8 @@ def noised_table(harvest: Harvest, config: OnlineConfig) -> NoisedTable:
     places = torch.arange(len(harvest.planned))
     whole = config.objective.whole_groups
     every = Members(
-        image=places, unit=harvest.prompt if whole else places, role=torch.zeros_like(places),
-        score=harvest.advantage,
+        image=places, unit=harvest.prompt if whole else places, sharing=harvest.prompt,
+        role=torch.zeros_like(places), score=harvest.advantage,
     )  # fmt: skip
     return table_of(every, harvest, config.noise)
 
@@ -59,23 +62,24 @@ def table_of(members: Members, harvest: Harvest, noise: NoiseConfig, paired: boo
         members: M pictures.
         harvest: the iteration.
         noise: see NoiseConfig.
-        paired: a unit shares t in any case (pairs and lists), and its noise where ``per`` is group.
+        paired: members that share (a pair or a list) have one t in any case, and one noise where ``per`` is
+            group.
     """
     m, d = len(members.image), noise.draws
-    image, unit = members.image.repeat(d), members.unit.repeat(d)
+    image, unit, sharing = (v.repeat(d) for v in (members.image, members.unit, members.sharing))
     draw = torch.arange(d).repeat_interleave(m)
     number = unit * d + draw
     shared = noise.per == "group"
-    owner = _seeds(harvest, image, unit, shared or paired)
+    owner = _seeds(harvest, image, sharing if shared or paired else None)
     t = draw_times([(seed, k) for seed, k in zip(owner, draw.tolist(), strict=True)], noise, harvest)
     if shared:  # one noise at all times
         seeds = [draw_seed("online noise", seed) for seed in owner]
     else:
-        own = _seeds(harvest, image, unit, False)
+        own = _seeds(harvest, image, None)
         seeds = [draw_seed("online noise", seed, k) for seed, k in zip(own, draw.tolist(), strict=True)]
     return NoisedTable(
         unit=number, prompt=harvest.prompt[image], weight=harvest.keep[image].float(),
-        x0=harvest.run.x0.cpu()[image], t=t, noise=torch.tensor(seeds), group=number,
+        x0=harvest.run.x0.cpu()[image], t=t, noise=torch.tensor(seeds, dtype=torch.long), group=number,
         role=members.role.repeat(d), score=members.score.repeat(d),
     )  # fmt: skip
 
@@ -92,15 +96,15 @@ def draw_times(draws: Sequence[tuple[int, int]], noise: NoiseConfig, harvest: Ha
     return times[(t[:, None].double() - times.double()).abs().argmin(1)]
 
 
-def _seeds(harvest: Harvest, image: Tensor, unit: Tensor, shared: bool) -> list[int]:
-    """Seed of each row: of its picture, or of the first picture of its unit."""
+def _seeds(harvest: Harvest, image: Tensor, sharing: Tensor | None) -> list[int]:
+    """Seed of each row: of its picture, or of the first of the pictures that it shares with."""
     seeds = [harvest.planned[i].seed for i in image.tolist()]
-    if not shared:
+    if sharing is None:
         return seeds
     first: dict[int, int] = {}
-    for number, seed in zip(unit.tolist(), seeds, strict=True):
+    for number, seed in zip(sharing.tolist(), seeds, strict=True):
         first.setdefault(number, seed)
-    return [draw_seed("unit", first[number]) for number in unit.tolist()]
+    return [draw_seed("unit", first[number]) for number in sharing.tolist()]
 
 
 class NoisedPass:

@@ -27,16 +27,17 @@ def pair_table(harvest: Harvest, config: OnlineConfig) -> NoisedTable:
         own = (harvest.prompt == group).nonzero().flatten()
         first = rows[-1][1] + 1 if rows else 0
         if bool(harvest.keep[own].all()):
-            rows += _units(kind, harvest, own, first, objective.rule)
+            rows += _units(kind, harvest, own, first, config)
     image, unit, role, score = zip(*rows, strict=True) if rows else ((), (), (), ())
+    number = torch.tensor(unit, dtype=torch.long)
     members = Members(
-        image=torch.tensor(image, dtype=torch.long), unit=torch.tensor(unit, dtype=torch.long),
+        image=torch.tensor(image, dtype=torch.long), unit=number, sharing=number,
         role=torch.tensor(role, dtype=torch.long), score=torch.tensor(score),
     )  # fmt: skip
     return table_of(members, harvest, config.noise, paired=True)
 
 
-def _units(kind: str, harvest: Harvest, own: Tensor, first: int, rule: str) -> Rows:
+def _units(kind: str, harvest: Harvest, own: Tensor, first: int, config: OnlineConfig) -> Rows:
     """Units of the pictures of one prompt, numbered from ``first``; none where all are equal."""
     assert harvest.advantage is not None
     places, value = own.tolist(), harvest.advantage[own].tolist()
@@ -44,7 +45,7 @@ def _units(kind: str, harvest: Harvest, own: Tensor, first: int, rule: str) -> R
     if best == min(value):
         return []
     if kind == "pairs":
-        pairs = decided(rule, harvest, own)
+        pairs = decided(config, harvest, own)
         return [
             (places[i], first + k, role, value[i])
             for k, pair in enumerate(pairs)
@@ -59,13 +60,20 @@ def _units(kind: str, harvest: Harvest, own: Tensor, first: int, rule: str) -> R
     return [(p, first + k, role, v) for k, (p, role, v) in enumerate(likes)]
 
 
-def decided(rule: str, harvest: Harvest, own: Tensor) -> Pairs:
-    """(winner, loser) among the pictures of one prompt; the rarer ones are told by their latents."""
+def decided(config: OnlineConfig, harvest: Harvest, own: Tensor) -> Pairs:
+    """(winner, loser) among the pictures of one prompt; the rarer ones are told by their latents.
+
+    Rewards count in s.d. among these pictures, by their weights; those of weight 0 do not vote.
+    """
+    objective = config.objective
+    assert isinstance(objective, OnlinePairs)
     assert harvest.rewards is not None
+    weight = np.array([r.weight for r in config.rewards])[:, None]  # (K, 1)
     rewards = harvest.rewards[own].T.numpy()  # (K, n)
     spread = rewards.std(1, keepdims=True)
-    z = (rewards - rewards.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
+    z = weight * (rewards - rewards.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
+    z = z[weight[:, 0] != 0]
     flat = harvest.run.x0[own.to(harvest.run.x0.device)].float().flatten(1).cpu()
     features = torch.nn.functional.normalize(flat, dim=1).numpy().astype(np.float64)
     prompt = harvest.planned[int(own[0])].prompt
-    return rules.get(rule)(Candidates(prompt=prompt, z=z, features=features), RuleOptions())
+    return rules.get(objective.rule)(Candidates(prompt=prompt, z=z, features=features), RuleOptions())

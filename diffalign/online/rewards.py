@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ import scorers
 from diffalign.assets import asset
 from diffalign.diffusion.corrupt import draw_seed, seeded_noise
 from diffalign.diffusion.timesteps import Uniform
-from diffalign.online.config import RewardConfig
+from diffalign.online.blocks import RewardConfig
 from diffalign.policy import Policy
 from scorers.latent import LatentScorer, load_latent
 from scorers.protocol import Scorer
@@ -37,6 +38,8 @@ class Made:
     pictures: Tensor
     """(B, 3, H, W) in [0, 1]."""
     prompts: tuple[str, ...]
+    group: tuple[int, ...]
+    """Place of each picture's prompt in the iteration: two prompts of the same words are two groups."""
 
 
 Reward = Callable[[Made], Tensor]
@@ -55,6 +58,11 @@ def load_reward(config: RewardConfig, policy: Policy) -> Reward:
         return LatentReward(load_latent_scorer(config.scorer, policy), policy, config.noise)
     scorer = load_pixel_scorer(config.scorer, policy.device)
     if config.among == "group":
+        if scorer.kind != "pointwise" and not hasattr(scorer, "matrix"):
+            raise ValueError(
+                f"reward {config.scorer} is {scorer.kind} and compares no group: take a scorer of single "
+                "pictures, or a pairwise one that has a matrix(images, prompt), as gpm"
+            )
         return WinRate(scorer, policy.device)
     if scorer.kind != "pointwise":
         raise ValueError(f"reward {config.scorer} is {scorer.kind}: it compares pictures, so set among=group")
@@ -103,7 +111,9 @@ class PixelReward:
 
 
 class LatentReward:
-    """Score of each latent, noised to one time."""
+    """Score of each latent, noised to one time by one and the same noise: a score is the latent's alone,
+    whatever batch or process it is in.
+    """
 
     def __init__(self, scorer: LatentScorer, policy: Policy, noise: float) -> None:
         """Keep the scorer and the process of its latents."""
@@ -115,7 +125,7 @@ class LatentReward:
         x0 = made.latents.to(self.device)
         u = torch.full((len(x0),), self.noise).double()
         t = Uniform().times(u, self.process).to(self.device)
-        noise = seeded_noise([draw_seed("latent reward", i) for i in range(len(x0))], x0)
+        noise = seeded_noise([draw_seed("latent reward")] * len(x0), x0)
         x = self.process.add_noise(x0, noise, t) if self.noise else x0
         time = t if self.noise else torch.zeros_like(t)
         found = self.scorer.score_latents(x, self.process.model_time(time), list(made.prompts))
@@ -136,9 +146,10 @@ class WinRate:
     def __call__(self, made: Made) -> Tensor:
         """See Reward."""
         out = torch.empty(len(made.prompts))
-        for prompt in dict.fromkeys(made.prompts):
-            own = torch.tensor([p == prompt for p in made.prompts])
-            out[own] = self._rates(made.pictures[own], prompt)
+        group = torch.tensor(made.group)
+        for number in group.unique():
+            own = (group == number).nonzero().flatten()
+            out[own] = self._rates(made.pictures[own.to(made.pictures.device)], made.prompts[int(own[0])])
         return out
 
     def _rates(self, pictures: Tensor, prompt: str) -> Tensor:
@@ -147,12 +158,10 @@ class WinRate:
         matrix = getattr(self.scorer, "matrix", None)
         if matrix is not None:
             wins = torch.sigmoid(matrix(list(pictures), prompt))
-        elif self.scorer.kind == "pointwise":
+        else:
             score = self.scorer.score_tensor(pictures.to(self.device), [prompt] * n).cpu()
             score = score if self.scorer.higher_better else -score
             wins = (torch.sign(score[:, None] - score[None, :]) + 1) / 2
-        else:
-            raise RewardError(f"scorer {self.scorer.name} is {self.scorer.kind} and compares no group")
         rates: Tensor = (wins.sum(1) - wins.diagonal()) / (n - 1)
         return rates
 
@@ -166,11 +175,18 @@ class RewardLog:
         self.file, self.known = folder, dict[str, list[float]]()
 
     def open(self, iteration: int) -> None:
-        """Turn to an iteration; what was scored of it before a kill is there."""
+        """Turn to an iteration; what was scored of it before a kill, by whatever processes, is there."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.file = self.folder / f"iteration-{iteration:06d}-{self.rank}.jsonl"
         self.known = {}
-        for line in self.file.read_text().splitlines() if self.file.exists() else ():
+        for file in sorted(self.folder.glob(f"iteration-{iteration:06d}-*.jsonl")):
+            self._read(file)
+        if self.file.exists() and not self.file.read_bytes().endswith(b"\n"):
+            with self.file.open("a") as lines:
+                lines.write("\n")  # or the next line would go on where the kill cut the last one
+
+    def _read(self, file: Path) -> None:
+        for line in file.read_text().splitlines():
             try:
                 row = json.loads(line)
             except ValueError:  # cut short by a kill: it is scored again
@@ -188,7 +204,7 @@ class RewardLog:
         rows = zip(keys, made.prompts, rewards.tolist(), strict=True)
         with self.file.open("a") as lines:
             for key, prompt, values in rows:
-                plain = [v if v == v and abs(v) != float("inf") else None for v in values]
+                plain = [v if math.isfinite(v) else None for v in values]
                 lines.write(json.dumps({"key": key, "prompt": prompt, "rewards": plain}) + "\n")
 
 
@@ -247,7 +263,8 @@ class Background:
         keys = content_keys(made, list(self.rewards))
         known = self.log.get(keys)
         if known is None:
-            known = torch.stack([self._one(name, r, made) for name, r in self.rewards.items()], 1)
+            asked = torch.stack([self._one(name, r, made) for name, r in self.rewards.items()], 1)
+            known = asked.where(asked.isfinite(), torch.nan)  # as it will be read again
             self.log.add(keys, known, made)
         return known
 

@@ -35,23 +35,25 @@ def step_table(harvest: Harvest, config: OnlineConfig) -> StepTable:
     if config.mines:
         return mined_pairs(harvest, config)
     if config.objective.unit == "pair":
-        return trajectory_pairs(harvest)
+        return trajectory_pairs(harvest, config)
     return every_step(harvest, config)
 
 
 def every_step(harvest: Harvest, config: OnlineConfig) -> StepTable:
     """Steps of all pictures, a random share of each one's."""
     records, n = harvest.run.records, len(harvest.planned)
-    count = max(1, round(config.update.step_share * len(records)))
-    chosen = [(i, k) for i in range(n) for k in _some(len(records), count, harvest.planned[i].seed)]
+    chosen = [(i, k) for i in range(n) for k in _steps(harvest, i, config)]
     image, place = torch.tensor(chosen).unbind(1)
     whole = config.objective.whole_groups or config.objective.unit == "group"
     unit = harvest.prompt[image] if whole else torch.arange(len(chosen))
     return _table(harvest, records, image, place, unit, torch.zeros(len(chosen), dtype=torch.long))
 
 
-def trajectory_pairs(harvest: Harvest) -> StepTable:
-    """The best and the worst picture of each prompt, step by step; a pair of equals is left out."""
+def trajectory_pairs(harvest: Harvest, config: OnlineConfig) -> StepTable:
+    """The best and the worst picture of each prompt, step by step; a pair of equals is left out.
+
+    Of the steps a random share of each pair's.
+    """
     assert harvest.advantage is not None
     couples = []
     for group in harvest.prompt.unique():
@@ -59,9 +61,11 @@ def trajectory_pairs(harvest: Harvest) -> StepTable:
         high, low = own[harvest.advantage[own].argmax()], own[harvest.advantage[own].argmin()]
         if harvest.advantage[high] > harvest.advantage[low]:
             couples.append((int(high), int(low)))
-    steps = range(len(harvest.run.records))
     rows = [
-        (image, k, role) for pair in couples for k in steps for image, role in zip(pair, (1, -1), strict=True)
+        (image, k, role)
+        for pair in couples
+        for k in _steps(harvest, pair[0], config)
+        for image, role in zip(pair, (1, -1), strict=True)
     ]
     image, place, role = torch.tensor(rows, dtype=torch.long).view(-1, 3).unbind(1)
     return _table(harvest, harvest.run.records, image, place, torch.arange(len(rows)) // 2, role)
@@ -108,6 +112,13 @@ def _table(
         image=harvest.image[image], role=role, old_logp=put("logp"), mean=put("mean") if means else None,
         advantage=None if harvest.advantage is None else harvest.advantage[image],
     )  # fmt: skip
+
+
+def _steps(harvest: Harvest, image: int, config: OnlineConfig) -> list[int]:
+    """Places of a picture's recorded steps that are trained on."""
+    count = len(harvest.run.records)
+    wanted = max(1, round(config.update.step_share * count))
+    return _some(count, wanted, harvest.planned[image].seed)
 
 
 def _some(count: int, wanted: int, seed: int) -> list[int]:
@@ -177,7 +188,7 @@ class StepPass:
 
     def _recomputed(self, table: StepTable, harvest: Harvest, sets: ParameterSets) -> StepTable:
         """With log-probabilities and means of the policy that made the rollout, on these very rows."""
-        with torch.no_grad(), sets.of_old():
+        with torch.no_grad(), sets.of_behaviour():
             own = self._replayed(table, harvest)
         assert own.logp is not None
         return replace(table, old_logp=own.logp.cpu(), mean=None if table.mean is None else own.mean.cpu())

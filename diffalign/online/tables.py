@@ -14,6 +14,8 @@ from torch import Tensor
 from diffalign.diffusion.corrupt import draw_seed
 
 T = TypeVar("T", bound="Table")
+MADE = frozenset({"x", "sides", "old_logp", "mean", "x0"})
+"""Fields that the network made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,17 @@ class NoisedTable(Table):
     """(N,) int64 +1 preferred, -1 dispreferred, 0 where scores say it."""
     score: Tensor
     """(N,) advantage, or score in a ranking."""
+
+
+def finite(table: T) -> T:
+    """With zeros in all rows of weight 0: what was NaN there would be NaN times 0 in the gradient."""
+    counts = table.weight != 0
+
+    def clean(value: Tensor) -> Tensor:
+        return torch.where(counts.view(-1, *[1] * (value.ndim - 1)), value, torch.zeros_like(value))
+
+    tensors = {f.name: getattr(table, f.name) for f in fields(table) if f.name in MADE}
+    return replace(table, **{k: clean(v) for k, v in tensors.items() if v is not None})
 
 
 def shared_out(table: T, updates: int, micro_batch: int, seed: int) -> list[list[T]]:

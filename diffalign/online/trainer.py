@@ -23,7 +23,7 @@ from diffalign.online.noised import NoisedPass, noised_table
 from diffalign.online.pairs import pair_table
 from diffalign.online.rewards import RewardLog
 from diffalign.online.steps import StepPass, step_table
-from diffalign.online.tables import NoisedTable, StepTable, Table, balanced, shared_out
+from diffalign.online.tables import NoisedTable, StepTable, Table, balanced, finite, shared_out
 from diffalign.online.watch import Watch
 from diffalign.online.weights import ParameterSets
 from diffalign.policy import Policy
@@ -66,7 +66,10 @@ class OnlineTrainer(Core):
         super().__init__(config, policy, accelerator, run)
         self.config: OnlineConfig = config
         self.objective = config.objective
-        self.sets = ParameterSets(self.parameters, config.weights)
+        self.sets = ParameterSets(
+            self.parameters, config.weights,
+            remember=config.compare_with == "previous", anchored="ema_pred" in config.objective.needs,
+        )  # fmt: skip
         self.watch = Watch(stop=config.stop)
         rewards = RewardLog(run.root / "rewards", accelerator.process_index)
         self.collect = Collector(config, policy, groups, accelerator, rewards)
@@ -80,9 +83,10 @@ class OnlineTrainer(Core):
         harvest = self.collect(self.step, self.sets, self.state)
         figures, norms, rows = StepFigures(), list[Tensor](), 0
         with evaluating(self.policy.denoiser):  # without dropout, or ratios would compare two networks
-            table = self._table(harvest)
+            table = finite(self._table(harvest))
             for k in range(self.config.update.passes if len(table) else 0):
                 options, seed = self.config.update, draw_seed("update", self.config.seed, self.step, k)
+                self.policy.opponent.choose(draw_seed("step", self.config.seed, self.step), ())
                 for parts in shared_out(table, options.updates, options.micro_batch, seed):
                     norms.append(self._update(parts, harvest, figures))
             rows = len(table)
@@ -132,7 +136,7 @@ class OnlineTrainer(Core):
         loss, metrics = self.objective.loss(batch, self._reduce_mean, self.state)  # (U,)
         weight = self._weights(batch).to(loss.dtype)
         figures.add("loss", loss, weight > 0)
-        figures.add_all(metrics, torch.zeros_like(weight), weight > 0)
+        figures.add_all(metrics, self._time_shares(batch, weight), weight > 0)
         share = (weight * loss).sum() / total.clamp_min(1e-12)
         # DDP averages gradients over processes, hence the factor
         self.accelerator.backward(share * self.accelerator.num_processes)
@@ -149,6 +153,14 @@ class OnlineTrainer(Core):
             return self.on_steps.frame(part)
         assert isinstance(part, NoisedTable)
         return self.on_noised.frame(part)
+
+    def _time_shares(self, batch: Steps | Denoised, like: Tensor) -> Tensor:
+        """(U,) places of the units in time, 0 to 1; steps have figures of all times together."""
+        if isinstance(batch, Steps):
+            return torch.zeros_like(like)
+        process = self.policy.process
+        share = batch.t if process.is_flow else batch.t / process.steps
+        return self.objective.units(batch, share.to(like.dtype))
 
     def _weights(self, batch: Steps | Denoised) -> Tensor:
         """(U,) weights of the units of a batch."""
@@ -189,9 +201,8 @@ class OnlineTrainer(Core):
         """Inside, the policy is what it is held to, without gradient."""
         if self.config.compare_with == "start":
             return self.policy.reference()
-        return _frozen(self.sets.holding(
-            self.sets.old if self.config.compare_with == "behaviour" else self.sets.previous
-        ))  # fmt: skip
+        behaviour = self.config.compare_with == "behaviour"
+        return _frozen(self.sets.holding(self.sets.behaviour if behaviour else self.sets.previous))
 
     def position(self) -> dict[str, Any]:
         """See Core."""

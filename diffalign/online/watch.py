@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffalign.online.config import StopConfig
+from diffalign.online.blocks import StopConfig
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,8 @@ class Watch:
 
     def iteration(self, step: int, figures: Mapping[str, float]) -> None:
         """Look at the figures of an iteration."""
-        found = [v for k, v in figures.items() if k.startswith("reward/")]
+        kinds = ("reward/", "judge/")  # the judge of candidates, where there is no reward
+        found = [v for kind in kinds for k, v in figures.items() if k.startswith(kind)]
         if found:
             self.rewards.append(found[0])
         self.flat = self._count(
