@@ -40,7 +40,9 @@ class LatentLoader(Protocol):
         ...
 
 
-latent_scorers: Registry[LatentLoader] = Registry("latent scorer", entry_points="scorers.latent")
+latent_scorers: Registry[LatentLoader] = Registry(
+    "latent scorer", package="scorers", entry_points="scorers.latent"
+)
 """Latent scorers by name: ``@latent_scorers.register("lrm")``, or entry points in ``scorers.latent``."""
 
 

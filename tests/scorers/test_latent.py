@@ -57,7 +57,9 @@ def test_a_latent_scorer_is_found_and_scores() -> None:
 
 
 def test_unknown_names_and_bad_arguments() -> None:
-    with pytest.raises(RegistryError, match="no latent scorer is called 'lrm'"):
+    with pytest.raises(RegistryError, match="no latent scorer is called 'lmr'; did you mean 'lrm'"):
+        load_latent("lmr")
+    with pytest.raises(FileNotFoundError, match="scorer 'lrm' needs weights"):
         load_latent("lrm")
     x = torch.rand(2, 4, 8, 8)
     for latents, timesteps, prompts, why in (
