@@ -13,16 +13,17 @@ from typing import Annotated
 import typer
 
 from diffalign.config import load
-from diffalign.world.scorer_table import TablePlan, make_table, markdown
+from diffalign.world.scorer_table import PARTS, TablePlan, make_table, markdown
 
 
 def main(
     changes: Annotated[list[str] | None, typer.Argument(help="key=value of TablePlan")] = None,
     out: Annotated[Path, typer.Option(help="markdown file; JSON beside")] = Path("docs/scorers_table.md"),
+    part: Annotated[list[str] | None, typer.Option(help="make only this; the rest stays")] = None,
 ) -> None:
     """Train, measure, write, print."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    typer.echo(markdown(make_table(load(TablePlan, {}, changes or []), out)))
+    typer.echo(markdown(make_table(load(TablePlan, {}, changes or []), out, part or PARTS)))
 
 
 if __name__ == "__main__":

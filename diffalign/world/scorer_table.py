@@ -38,6 +38,9 @@ TASTES = {
 the padding of short texts is alike in all."""
 
 
+MPS = "MPS type"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TablePlan:
     """How much is simulated and trained; the defaults make docs/scorers_table.md."""
@@ -52,7 +55,7 @@ class TablePlan:
     """Votes on prompts that nobody learnt from."""
     steps: int = 450
     """Steps of towers that learn one taste."""
-    mps_steps: int = 1500
+    mps_steps: int = 2400
     """Steps of MPS, which learns four tastes at once, of twenty thousand votes."""
     head_steps: int = 400
     """Steps of heads on frozen towers."""
@@ -187,7 +190,7 @@ def four_tastes(plan: TablePlan) -> tuple[list[Row], list[list[float]]]:
     ]
     rows = [
         Row(
-            scorer="MPS type",
+            scorer=MPS,
             what=f"condition {name!r}, whose words the picture reads too",
             found=grid[i][i],
             ceiling=data[name].ceiling,
@@ -207,28 +210,62 @@ def _told(votes: Sequence[tuple[str, Vote]], plan: TablePlan) -> list[Vote]:
     return [votes[i][1]._replace(dim=votes[i][0]) for i in order]
 
 
-def make_table(plan: TablePlan, out: Path) -> dict[str, Any]:
-    """Train everything and write ``out`` (markdown) and the same with ``.json`` beside it.
+PARTS = ("one_taste", "four_tastes", "pal", "gpm", "drm")
+"""What the table is made of; each can be made again on its own."""
+
+
+def make_table(plan: TablePlan, out: Path, parts: Sequence[str] = PARTS) -> dict[str, Any]:
+    """Train and write ``out`` (markdown) and the same with ``.json`` beside it.
+
+    Args:
+        plan: how much of everything.
+        out: markdown file.
+        parts: what is made; the rest is kept as the JSON file has it.
 
     Returns:
         The content of the JSON file.
-    """
-    from diffalign.world.scorer_studies import circle, directions, groups
 
-    rows = one_taste(plan)
-    more, grid = four_tastes(plan)
-    found = {
-        "plan": asdict(plan),
-        "rows": [{**asdict(r), "share_of_ceiling": r.share} for r in (*rows, *more)],
-        "mps_separation": {"tastes": list(TASTES), "decided": grid},
-        "pal": groups(plan),
-        "gpm": circle(plan),
-        "drm": directions(plan),
-    }
+    Raises:
+        ValueError: no such part, or no file that has the others.
+    """
+    unknown = sorted(set(parts) - set(PARTS))
+    if unknown:
+        raise ValueError(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    file = out.with_suffix(".json")
+    if set(parts) != set(PARTS) and not file.is_file():
+        raise ValueError(f"{file} is not there to take the other parts from: make all of them")
+    found: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {"rows": []}
+    for part in parts:
+        _remake(part, plan, found)
+    found["plan"] = asdict(plan)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     out.write_text(markdown(found), encoding="utf-8")
     return found
+
+
+def _remake(part: str, plan: TablePlan, found: dict[str, Any]) -> None:
+    """Put one part into the content of the JSON file."""
+    from diffalign.world.scorer_studies import circle, directions, groups
+
+    def listed(rows: Sequence[Row]) -> list[dict[str, Any]]:
+        return [{**asdict(r), "share_of_ceiling": r.share} for r in rows]
+
+    several = [r for r in found["rows"] if r["scorer"] == MPS]
+    others = [r for r in found["rows"] if r["scorer"] != MPS]
+    match part:
+        case "one_taste":
+            found["rows"] = listed(one_taste(plan)) + several
+        case "four_tastes":
+            rows, grid = four_tastes(plan)
+            found["rows"] = others + listed(rows)
+            found["mps_separation"] = {"tastes": list(TASTES), "decided": grid}
+        case "pal":
+            found["pal"] = groups(plan)
+        case "gpm":
+            found["gpm"] = circle(plan)
+        case "drm":
+            found["drm"] = directions(plan)
 
 
 def markdown(found: dict[str, Any]) -> str:
