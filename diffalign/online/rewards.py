@@ -93,6 +93,9 @@ def load_latent_scorer(spec: str, policy: Policy) -> LatentScorer:
             f"latent reward {spec} was trained on latents of another VAE: its scores mean nothing here; take "
             "one of the same VAE, or a scorer of pictures"
         )
+    check = getattr(scorer, "check_policy", None)
+    if check is not None:  # also of another process: a UNet and a DiT may share a VAE
+        check(policy.encoder_id("vae"), "flow" if policy.process.is_flow else "vp")
     return scorer
 
 
