@@ -150,6 +150,7 @@ def test_pool_goes_on_from_its_state_and_draws_the_same(folder: Path) -> None:
     assert smaller.opponent.born == [2]
 
 
+@pytest.mark.slow
 def test_a_lora_of_another_run_and_rank_is_the_reference(folder: Path, tmp_path: Path) -> None:
     former = lora(folder, alpha=8.0)
     shake(former)

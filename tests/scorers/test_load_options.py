@@ -63,6 +63,7 @@ def test_texts_become_what_the_option_is() -> None:
         Jpeg().take_options(PickScoreOptions())
 
 
+@pytest.mark.slow
 def test_presets_and_conventions_are_changed_by_options() -> None:
     x = torch.rand(1, 3, 60, 50)
     clip = ClipScore(golden_model(), letters)

@@ -39,6 +39,7 @@ def test_exports_go_to_new_folders_only(tmp_path: Path) -> None:
         export_again(run.dir, tmp_path / "merged", merged=True, kohya=False)
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_is_named(tmp_path: Path) -> None:
     run = tiny_run("sd", tmp_path, tmp_path / "run", "steps=1")
     (run.dir / "export" / "pytorch_lora_weights.safetensors").unlink()

@@ -135,6 +135,7 @@ def test_further_passes_feed_the_objective(objective: str, family: str, folder: 
         assert lines[1]["flip"] != 0
 
 
+@pytest.mark.slow
 def test_terms_add_up_to_the_gradient_of_their_sum(folder: Path, tmp_path: Path) -> None:
     """DPO with an SFT term and DPO within with_terms are the same; figures of both terms are shown."""
     term = run("sd", folder, tmp_path / "a", "pairs", "terms=[{objective: {name: sft}, weight: 0.5}]")
@@ -299,6 +300,7 @@ def test_a_sum_convention_within_a_wrapper_is_converted(folder: Path, tmp_path: 
     assert pair["beta"] == 2 * 512
 
 
+@pytest.mark.slow
 def test_the_policy_inverts_without_dropout(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
