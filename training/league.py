@@ -1,10 +1,8 @@
 """Run every objective on the shapes pipelines and write docs/league.md; goes on where it stopped.
 
 accelerate launch training/league.py                     # all runs that are missing (hours on 2 cores)
-accelerate launch training/league.py --most 10           # ten of them
-accelerate launch training/league.py --at-once 4         # several at once, on a GPU
-accelerate launch training/league.py --only unet         # on one pipeline
 accelerate launch training/league.py --page-only         # only write the page again
+accelerate launch training/league.py --online            # the league of online methods
 accelerate launch training/league.py training/studies/rules.yaml  # a study: one question, its own page
 """
 
@@ -26,11 +24,12 @@ def main(
     at_once: Annotated[int, typer.Option(help="runs at the same time")] = 1,
     only: Annotated[list[str] | None, typer.Option(help="pipelines to run; all by default")] = None,
     page_only: Annotated[bool, typer.Option(help="run nothing")] = False,
+    online: Annotated[bool, typer.Option("--online", help="training/league_online.yaml")] = False,
 ) -> None:
     """Make the missing runs, then the page."""
-    line = run_league(
-        league_file, runs=runs, out=out, only=only or [], most=most, at_once=at_once, page_only=page_only
-    )
+    file = Path("training/league_online.yaml") if online else league_file
+    chosen = only or []
+    line = run_league(file, runs=runs, out=out, only=chosen, most=most, at_once=at_once, page_only=page_only)
     typer.echo(line)
 
 
