@@ -137,9 +137,8 @@ def rollout(
 
     _check(guided, options, score)
     policy = guided.policy
-    schedule = pipeline_schedule(policy.pipeline.scheduler, policy.process, options.steps, options.final)
-    chosen = options.stochastic.chosen(options.steps, draw_seed(seed, iteration), iteration)
-    sampler = Sampler(options.transition, policy.process, schedule, chosen, options.otherwise)
+    sampler = sampler_of(policy, options, iteration, seed)
+    schedule = sampler.schedule
     kept = options.recorder.torch_dtype
     like = torch.empty(len(seeds), *(shape or latent_shape(policy)), device=policy.device)
     x = seeded_noise([draw_seed("start", s) for s in starts or seeds], like).to(kept).float()
@@ -154,6 +153,17 @@ def rollout(
             if record is not None:
                 records.append(_put_away(record, options.recorder))
     return Trajectories(sampler=sampler, guidance=guided.scale, x0=x, records=tuple(records))
+
+
+def sampler_of(policy: Policy, options: RolloutOptions, iteration: int = 0, seed: int = 0) -> Sampler:
+    """Sampler of a run; see ``rollout``.
+
+    Raises:
+        ValueError: the transition does not fit the model.
+    """
+    schedule = pipeline_schedule(policy.pipeline.scheduler, policy.process, options.steps, options.final)
+    chosen = options.stochastic.chosen(options.steps, draw_seed(seed, iteration), iteration)
+    return Sampler(options.transition, policy.process, schedule, chosen, options.otherwise)
 
 
 def replay(guided: Guided, run: Trajectories, x: Tensor, x_next: Tensor, i: int | Tensor) -> Step:

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from diffalign.device import send
-from diffalign.diffusion.rollout import Guided, Recorded, Trajectories, latent_shape, rollout
+from diffalign.diffusion.rollout import Guided, Recorded, Trajectories, latent_shape, rollout, sampler_of
 from diffalign.objectives.base import State
 from diffalign.objectives.combine import advantages_of
 from diffalign.online.candidates import CandidateJudge
@@ -54,8 +54,9 @@ class Collector:
         """Load all scorers.
 
         Raises:
-            ValueError: a scorer cannot be used as the recipe says.
+            ValueError: a scorer cannot be used as the recipe says, or the rollout's steps not on this model.
         """
+        sampler_of(policy, config.rollout)
         self.config, self.policy, self.groups, self.accelerator = config, policy, groups, accelerator
         self.judge = None if config.judge is None else CandidateJudge.load(config.judge, policy)
         loaded = {r.scorer: load_reward(r, policy) for r in config.rewards}

@@ -22,6 +22,7 @@ from diffalign.objectives import objectives
 from diffalign.objectives.advantages import FlowGrpo, Rule, advantages
 from diffalign.objectives.base import name_of
 from diffalign.objectives.combine import Combination
+from diffalign.objectives.d3po import D3PO
 from diffalign.objectives.dgpo import DGPO
 from diffalign.objectives.online_pairs import OnlinePairs
 from diffalign.objectives.steps import OnlineObjective, online_name_of, online_objectives
@@ -154,6 +155,8 @@ class OnlineConfig(RunConfig):
         """Refuse options that the objective's rows have no use for."""
         if isinstance(self.objective, OnlinePairs):
             _check_rule(self.objective.rule)
+        if isinstance(self.objective, D3PO) and not self.groups.same_start:
+            raise ValueError("d3po compares trajectories from one first latent: set groups.same_start=true")
         if isinstance(self.objective, DGPO) and self.noise.per != "group":
             raise ValueError(
                 "dgpo compares the images of a prompt at the same t and noise: set noise.per=group"

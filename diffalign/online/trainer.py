@@ -116,6 +116,8 @@ class OnlineTrainer(Core):
     def _update(self, parts: Sequence[Table], harvest: Harvest, figures: StepFigures) -> Tensor:
         """One optimizer step: sum(weight * loss) / sum(weight) over parts and processes; its norm."""
         total = self._reduce_sum(torch.stack([self._weights(self._frame(p)).sum() for p in parts]).sum())
+        if not bool(total > 0):  # nothing to learn from; a step would follow the optimizer's momentum alone
+            return total.new_zeros(())
         for i, part in enumerate(parts):
             last = i == len(parts) - 1 or self.shards is not None
             with nullcontext() if last else self.accelerator.no_sync(self.policy.wrapped):

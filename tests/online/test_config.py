@@ -85,6 +85,7 @@ REFUSED: list[tuple[str, list[str], dict[str, Any], str]] = [
     ("nft", ["noise.low=0.5", "noise.high=0.5"], {}, r"0 <= low < high <= 1"),
     ("nft", ["noise.draws=0"], {}, "draws is 0"),
     ("dgpo", ["noise.per=image"], {}, r"set noise\.per=group"),
+    ("d3po", ["groups.same_start=false"], {}, r"set groups\.same_start=true"),
     ("nft", ["weights.old=nfd"], {}, r"weights\.old is 'nfd'; it takes copy"),
     ("nft", ["weights.sampling=ols"], {}, r"weights\.sampling is 'ols'; it takes policy, old, copy"),
     ("awm", ["weights.anchor=1.0"], {}, r"weights\.anchor is 1\.0"),
