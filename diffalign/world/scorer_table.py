@@ -55,7 +55,7 @@ class TablePlan:
     """Votes on prompts that nobody learnt from."""
     steps: int = 450
     """Steps of towers that learn one taste."""
-    mps_steps: int = 2400
+    mps_steps: int = 1500
     """Steps of MPS, which learns four tastes at once, of twenty thousand votes."""
     head_steps: int = 400
     """Steps of heads on frozen towers."""
