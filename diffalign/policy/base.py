@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,9 +34,15 @@ from diffalign.policy.lora import (
     without_dropout,
 )
 from diffalign.policy.modes import evaluating
+from diffalign.policy.people import attach_encoder, seen, train_people
 from diffalign.policy.precision import arithmetic, computing
 from diffalign.policy.reference import Reference, ReferenceOptions, make_reference
 from diffalign.policy.reference import ReferenceKind as ReferenceKind
+from diffalign.policy.vae import decoded, encoded, scaled
+
+if TYPE_CHECKING:
+    from diffalign.personalize.adapter import BranchOptions, UserAdapter
+    from diffalign.personalize.encoders import EncoderOptions
 
 
 class Policy:
@@ -63,7 +69,8 @@ class Policy:
         self.guidance: Branches | None = None
         self.long_prompts: LongPrompts | None = None
         self.opponent = Reference("none")
-        self._referring = False
+        self.users: UserAdapter | None = None
+        self._referring, self._alone, self._only_users = False, False, False
         self._copy: nn.Module | None = None
         self._ids: dict[str, str] = {}
         for part in pipeline.components.values():
@@ -81,12 +88,15 @@ class Policy:
     def predict(self, x_t: Tensor, t: Tensor, cond: Cond, sizes: Tensor | None = None) -> Tensor:
         """(B, C, h, w) native prediction at (B,) times, in the dtype of ``x_t``.
 
-        Inside ``reference()`` it is the reference's.
+        Inside ``reference()`` it is the reference's, and there and inside ``base()`` it sees no person.
+
+        Raises:
+            ValueError: the conditioning has people, of whom this policy knows nothing.
         """
         with arithmetic(x_t.device, self.dtype):
             call, time = partial(self.family.call, self.wrapped), self.process.model_time(t)
             answer = partial(self.opponent.answer, call) if self._referring else call
-            out = answer(x_t, time, cond, sizes)
+            out = answer(x_t, time, seen(cond, self.users, self._alone), sizes)
         return out.to(x_t.dtype)
 
     @contextmanager
@@ -114,15 +124,15 @@ class Policy:
     @contextmanager
     def _answering(self, network: nn.Module | None, adapters: Sequence[str]) -> Iterator[None]:
         """Inside, another network (or the denoiser with these adapters) predicts and makes pictures."""
-        before, guidance = self.wrapped, self.guidance
-        self.wrapped, self.guidance = self.denoiser if network is None else network, None
+        before = self.wrapped, self.guidance, self._alone
+        self.wrapped, self.guidance, self._alone = self.denoiser if network is None else network, None, True
         if network is not None:
             setattr(self.pipeline, self.family.component, network)
         try:
             with active_adapters(self.denoiser, list(adapters)):
                 yield
         finally:
-            self.wrapped, self.guidance = before, guidance
+            self.wrapped, self.guidance, self._alone = before
             if network is not None:
                 setattr(self.pipeline, self.family.component, self.denoiser)
 
@@ -144,6 +154,7 @@ class Policy:
         if kind == "start" and self.adapter is None:
             self._keep_copy()
         self.opponent = make_reference(self, kind)
+        train_people(self.denoiser, self.users, self._only_users)
         return self.opponent.kind
 
     def keep_base(self) -> None:
@@ -188,6 +199,29 @@ class Policy:
         """Trained parameters by name."""
         return {n: p for n, p in self.denoiser.named_parameters() if p.requires_grad}
 
+    def add_users(
+        self,
+        encoder: EncoderOptions,
+        branch: BranchOptions | None = None,
+        *,
+        people: int = 0,
+        only: bool = False,
+    ) -> UserAdapter:
+        """Condition predictions on single people as well, by ``user_tokens`` of a batch; see policy.people.
+
+        Call it before training, on the final device. ``people`` have rows in the encoder's table; ``only``
+        freezes the LoRA, as PPD's second stage does.
+
+        Raises:
+            ValueError: a policy without LoRA, or see ``people.attach_encoder``.
+        """
+        if self.adapter is None:
+            raise ValueError("people are trained beside a LoRA, and all weights are trained: set an adapter")
+        self.users = attach_encoder(self.denoiser, encoder, branch, people)
+        self._only_users = only
+        train_people(self.denoiser, self.users, self._only_users)
+        return self.users
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Policy:
         """Move all networks and the noise process; a dtype is the arithmetic of the denoiser from then on.
 
@@ -230,30 +264,15 @@ class Policy:
         """Posterior mean and log-variance, each (B, C, h, w) fp32 and unscaled, of (B, 3, H, W) pixels in
         [-1, 1].
         """
-        vae = self.pipeline.vae
-        weight = next(vae.parameters())
-        moments = vae.encode(pixels.to(weight.device, weight.dtype)).latent_dist
-        return moments.mean.float(), moments.logvar.float()
+        return encoded(self.pipeline.vae, pixels)
 
     def scale_latents(self, latents: Tensor) -> Tensor:
         """Unscaled VAE latents to the scale that the denoiser sees."""
-        config = self.pipeline.vae.config
-        if config.latents_mean is not None and config.latents_std is not None:
-            mean, std = (_channels(v, latents) for v in (config.latents_mean, config.latents_std))
-            return (latents - mean) * float(config.scaling_factor) / std
-        out: Tensor = (latents - (config.shift_factor or 0.0)) * config.scaling_factor
-        return out
+        return scaled(self.pipeline.vae, latents)
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, 3, H, W) pixels in [-1, 1], differentiable, of (B, C, h, w) scaled latents."""
-        vae, config = self.pipeline.vae, self.pipeline.vae.config
-        if config.latents_mean is not None and config.latents_std is not None:
-            mean, std = (_channels(v, latents) for v in (config.latents_mean, config.latents_std))
-            unscaled = latents * std / config.scaling_factor + mean
-        else:
-            unscaled = latents / config.scaling_factor + (config.shift_factor or 0.0)
-        pixels: Tensor = vae.decode(unscaled.to(next(vae.parameters()).dtype), return_dict=False)[0]
-        return pixels.float()
+        return decoded(self.pipeline.vae, latents)
 
     @property
     def side(self) -> int:
@@ -340,6 +359,7 @@ class Policy:
             ValueError: the trained LoRA is to be the negative one, and there is none.
         """
         self.guidance = None if guidance is None else add_branches(self, guidance)
+        train_people(self.denoiser, self.users, self._only_users)
 
     # ------------------------------------------------------------------ pictures
 
@@ -426,8 +446,3 @@ class Policy:
         """Make the trained LoRA and the frozen ones active, for good."""
         for layer in tuner_layers(self.denoiser):
             layer._active_adapter = [n for n in (*self.frozen_adapters, ADAPTER) if n in layer.scaling]
-
-
-def _channels(values: Sequence[float], like: Tensor) -> Tensor:
-    """(1, C, 1, 1) tensor of one number per latent channel."""
-    return torch.tensor(values, device=like.device, dtype=like.dtype).view(1, -1, 1, 1)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diffalign.diffusion.process import Process
 from diffalign.policy.family import Cond, Family, families, split_rows
+from diffalign.policy.people import person
 
 
 @families.register("sd3")
@@ -67,6 +68,7 @@ class StableDiffusion3(Family):
             timestep=time,
             encoder_hidden_states=cond["text"].to(x_t.dtype),
             pooled_projections=cond["pooled"].to(x_t.dtype),
+            joint_attention_kwargs=person(cond),
             return_dict=False,
         )[0]
         return out

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.policy.lora import adapter_parameters, tuner_layers
+from diffalign.policy.people import ENCODER
 
 
 def tokenizers_digest(pipeline: Any) -> str:
@@ -28,12 +29,15 @@ def tokenizers_digest(pipeline: Any) -> str:
 def weights_digest(modules: Sequence[nn.Module], adapters: Sequence[str] = ()) -> str:
     """sha256 over parameter names, shapes and values (as fp32) of modules; buffers are left out.
 
-    Of their LoRA only ``adapters`` count, with the factors that they are multiplied by.
+    Of their LoRA only ``adapters`` count, with the factors that they are multiplied by. What a policy has of
+    people is left out: nobody is in the reference, the base and the pictures that these digests stand for.
     """
     digest = hashlib.sha256()
     for module in modules:
         plain = {
-            k.replace(".base_layer.", "."): v for k, v in module.state_dict().items() if ".lora_" not in k
+            k.replace(".base_layer.", "."): v
+            for k, v in module.state_dict().items()
+            if ".lora_" not in k and not k.startswith(f"{ENCODER}.") and ".processor.users." not in k
         }
         for name, value in sorted({**plain, **_adapter_tensors(module, adapters)}.items()):
             digest.update(f"{name}{tuple(value.shape)}".encode())

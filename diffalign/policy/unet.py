@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diffalign.diffusion.process import Process
 from diffalign.policy.family import Cond, Family, families, split_rows, vp_process
+from diffalign.policy.people import person
 
 
 @families.register("sd")
@@ -41,7 +42,11 @@ class StableDiffusion(Family):
     ) -> Tensor:
         """See Family."""
         out: Tensor = denoiser(
-            x_t, time, encoder_hidden_states=cond["text"].to(x_t.dtype), return_dict=False
+            x_t,
+            time,
+            encoder_hidden_states=cond["text"].to(x_t.dtype),
+            cross_attention_kwargs=person(cond),
+            return_dict=False,
         )[0]
         return out
 
@@ -93,6 +98,7 @@ class StableDiffusionXL(StableDiffusion):
             time,
             encoder_hidden_states=cond["text"].to(x_t.dtype),
             added_cond_kwargs=added,
+            cross_attention_kwargs=person(cond),
             return_dict=False,
         )[0]
         return out
