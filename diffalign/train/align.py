@@ -21,6 +21,7 @@ from diffalign.train.plan import check_optimizer, latent_elements, make_plan
 from diffalign.train.preflight import preflight
 from diffalign.train.prepare import build_loader, fitted, given_records, read_records
 from diffalign.train.progress import Screen
+from diffalign.train.raters import make_people
 from diffalign.train.rounds import finished, round_recipe, start_rounds
 from diffalign.train.run import read_config
 from diffalign.train.setup import checkpoint_of, claim, make_accelerator, make_policy, run_folder
@@ -120,11 +121,12 @@ def align(
     screen.say(f"run folder  {run.root}")
     if accelerator.is_main_process:
         run.write_skipped(loader.data.report.bad, loader.data.report.equal)
+    people = None if config.people is None else make_people(config, policy, given)
     policy.set_reference(config.policy.reference if config.needs_reference else "none")
     if config.evaluate.prompts or config.validate.every:
         policy.keep_base()
     policy.set_guidance(config.policy.guidance)
-    trainer = Trainer(config, policy, loader, accelerator, run)
+    trainer = Trainer(config, policy, loader, accelerator, run, people)
     if source is not None:
         trainer.restore(load_checkpoint(source), str(source))
         if accelerator.is_main_process:

@@ -14,6 +14,7 @@ from diffalign.diffusion.weights import ErrorWeight
 from diffalign.objectives import Objective
 from diffalign.train.blocks import RunConfig, Source, at_least, is_share
 from diffalign.train.losers import LoserConfig
+from diffalign.train.people import PeopleConfig
 from diffalign.train.terms import NAMES, Term, check_corruptor, check_kept_errors, check_space, check_terms
 
 VAE_FACTOR = 8
@@ -96,6 +97,8 @@ class TrainConfig(RunConfig):
     """Comparison units per step, over all processes and accumulation."""
     accumulate: int = 1
     """Parts that a step's batch is cut into, to save memory."""
+    people: PeopleConfig | None = None
+    """Train for single people: who judged is a condition of the model (data with user ids); null does not."""
 
     def __post_init__(self) -> None:
         """Check ranges and what must fit together; everything here fails before any weight is loaded."""
@@ -112,7 +115,8 @@ class TrainConfig(RunConfig):
             )
         if self.losers is not None and self.policy.adapter is None:
             raise ValueError("former LoRAs make losers, and all weights are trained: set policy.adapter")
-        check_terms(self.all_terms, self.policy.reference)
+        check_terms(self.all_terms, self.policy.reference, people=self.people is not None)
+        self._check_people()
         check_corruptor(self.corruptor, self.ema)
         if self.data.reference_errors is not None:
             check_kept_errors(self.corruptor, self.all_terms, self.policy.reference)
@@ -143,6 +147,18 @@ class TrainConfig(RunConfig):
             raise ConfigError(
                 f"batch is {self.batch}; {processes} processes x accumulate {self.accumulate} must divide it"
             )
+
+    def _check_people(self) -> None:
+        if self.people is None:
+            return
+        if self.policy.adapter is None:
+            raise ValueError(
+                "people are trained beside a LoRA, and all weights are trained: set policy.adapter"
+            )
+        if self.data.reference_errors is not None:
+            raise ValueError("data.reference_errors cannot be kept in a run with people: leave it out")
+        if self.optim.learning_rate <= 0:
+            raise ValueError("optim.learning_rate must be above 0 with people; people.only freezes the LoRA")
 
     def _check_timesteps(self) -> None:
         if not isinstance(self.timesteps, Discrete):

@@ -7,6 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
@@ -55,7 +56,7 @@ class Core(ABC):
         self.base = policy.base_id()  # of the start: after training, full weights are others
         self.shards = shard(policy, accelerator)
         self.parameters = policy.trainable()
-        self.optimizer = build_optimizer(self.parameters.values(), config.optim)
+        self.optimizer = build_optimizer(self.groups(), config.optim)
         self.ema = Ema(self.parameters, config.ema) if config.ema else None
         self.state: dict[str, Tensor] = {}
         self.step = 0
@@ -109,6 +110,14 @@ class Core(ABC):
     @abstractmethod
     def go_to(self, position: Mapping[str, Any]) -> None:
         """Go to a position."""
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Groups of the optimizer, of all ``parameters``."""
+        return [{"params": list(self.parameters.values())}]
+
+    def export_further(self) -> Path | None:
+        """Write what else the run gives out, and return where; for the main process."""
+        return None
 
     def further_state(self) -> dict[str, Tensor]:
         """Tensors of a subclass, by name."""

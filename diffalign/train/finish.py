@@ -87,6 +87,9 @@ def export_run(trainer: Core, screen: Screen) -> None:
         if trainer.accelerator.is_main_process:
             export_policy(trainer.policy, trainer.run.export, card=_card(trainer, "Not evaluated yet."))
             _export_guidance(trainer)
+            further = trainer.export_further()
+            if further is not None:
+                screen.say(f"people      {further}")
     screen.say(f"weights     {trainer.run.export}")
 
 

@@ -22,9 +22,11 @@ from diffalign.objectives.seppo import SePPO
 from diffalign.policy import Policy
 from diffalign.policy.family import Cond
 from diffalign.policy.modes import evaluating
+from diffalign.policy.people import person, without_people
 from diffalign.train.config import TrainConfig
 from diffalign.train.error_cache import ErrorCache, error_context
 from diffalign.train.extras import further_errors, rollout_distance
+from diffalign.train.raters import Conditions, People
 from diffalign.train.terms import Term
 
 Phase = Callable[[str], None]
@@ -40,6 +42,7 @@ class Forward:
         accelerator: Accelerator,
         phase: Phase,
         averaged: Callable[[], AbstractContextManager[None]] = nullcontext,
+        people: People | None = None,
     ) -> None:
         """Bind the spaces to the policy.
 
@@ -49,12 +52,15 @@ class Forward:
             accelerator: autocast and device.
             phase: told what a step is doing, for the clock.
             averaged: context in which the policy has its averaged weights.
+            people: who judged what, where the policy is conditioned on people.
 
         Raises:
             ValueError: corruptor or space do not fit the model.
         """
         self.config, self.policy, self.accelerator = config, policy, accelerator
-        self.phase, self.averaged = phase, averaged
+        self.phase, self.averaged, self.people = phase, averaged, people
+        self.losses: dict[str, Tensor] = {}
+        """Losses of the last batch's user tokens alone."""
         self.terms = config.all_terms
         self.needs = frozenset[str]().union(*(t.objective.needs for t in self.terms))
         self.needs_reference = any(t.objective.needs_reference for t in self.terms)
@@ -68,16 +74,20 @@ class Forward:
         """Rows of every term, in the order of ``terms``; all parts of a step have the same ``step_seed``."""
         count = int(batch.group.max()) + 1  # the loader's batches are on the host, so nothing waits
         units = self._unit_seeds(batch)
+        who = None if self.people is None else self.people.conditions(batch, units)
+        self.losses = {} if who is None else who.losses
         batch = batch.to(self.accelerator.device)
+        own = batch if who is None else replace(batch, cond=batch.cond | who.own)
         x0 = self.policy.scale_latents(self._latents(batch, units)).to(self.dtype)
         self.policy.opponent.choose(step_seed, units)
         noisy = self.config.corruptor(
-            x0, units, self.policy.process, self.config.timesteps, self._oracle(batch)
+            x0, units, self.policy.process, self.config.timesteps, self._oracle(own)
         )
         self.phase("policy")
-        pred = self.predict(noisy.x_t, noisy.t, batch.cond, batch)
+        pred = self.predict(noisy.x_t, noisy.t, own.cond, batch)
         ref_errors, ref_pred = self._reference(noisy, batch, units)
-        rows = self._rows(batch, noisy, x0, count)
+        rows = self._rows(own, noisy, x0, count)
+        rows.extra = {**rows.extra, **self._of_others(noisy, batch, who)}
         if "tensors" in self.needs:
             rows.tensors = Predictions(
                 pred=pred, ref_pred=ref_pred, target=noisy.target, x_t=noisy.x_t, x0=x0
@@ -165,7 +175,9 @@ class Forward:
     def _error(self, space: Space, pred: Tensor, noisy: Corrupted, batch: Batch) -> Tensor:
         """(N,) errors, in native space weighted by the regions that raters marked."""
         if batch.region is None:
-            return self.bound[space].error(pred, noisy, batch.cond, batch.sizes)
+            alone = person(batch.cond) is None  # then as it is: spaces know what they have seen
+            cond = batch.cond if alone else without_people(batch.cond)
+            return self.bound[space].error(pred, noisy, cond, batch.sizes)
         if not isinstance(space, Native):
             raise ValueError(
                 "the data mark regions of pictures, which only the native space can weigh: take space native "
@@ -211,6 +223,16 @@ class Forward:
                 reference, noisy.units, draws,
             )  # fmt: skip
         return found
+
+    def _of_others(self, noisy: Corrupted, batch: Batch, who: Conditions | None) -> dict[str, Tensor]:
+        """Errors under another person's tokens, without gradient where they are only measured."""
+        if who is None or who.other is None or self.people is None:
+            return {}
+        space = next(t.space for t in self.terms if "other_error" in t.objective.needs)
+        with nullcontext() if self.people.contrasts else torch.no_grad():
+            pred = self.predict(noisy.x_t, noisy.t, batch.cond | who.other, batch)
+            error = self._error(space, pred, noisy, batch)
+        return {"other_error": error, "other_disagrees": who.disagrees}
 
     # ------------------------------------------------------------------ inputs
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,14 +11,23 @@ from torch import nn
 
 from diffalign.train.blocks import OptimConfig
 
+RELATIVE = "relative"
+"""Entry of a parameter group: its learning rate as a multiple of the recipe's, 1 where it is missing."""
 
-def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
+
+def build_optimizer(
+    parameters: Iterable[nn.Parameter] | Sequence[dict[str, Any]], config: OptimConfig
+) -> torch.optim.Optimizer:
     """Make the optimizer that a recipe names.
+
+    Args:
+        parameters: what is trained, or groups of it with options of their own.
+        config: all other options.
 
     Raises:
         RuntimeError: adamw8bit without bitsandbytes or without a GPU.
     """
-    chosen = list(parameters)
+    chosen: list[Any] = list(parameters)
     if config.name == "adafactor":
         from transformers.optimization import Adafactor
 
@@ -63,6 +72,6 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Set the learning rate of all groups."""
+    """Set the learning rate of all groups, each times its own multiple."""
     for group in optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group.get(RELATIVE, 1.0)

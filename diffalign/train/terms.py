@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from diffalign.config import Names
 from diffalign.diffusion.corrupt import Corruptor, corruptors
 from diffalign.diffusion.process import WeightName
 from diffalign.diffusion.spaces import Native, Space, spaces
@@ -15,6 +16,8 @@ from diffalign.diffusion.weights import ErrorWeight
 from diffalign.objectives import Objective, objectives
 from diffalign.objectives.base import name_of
 from diffalign.objectives.beta import BetaConvention, canonical_beta
+from diffalign.personalize.encoders import encoders
+from diffalign.personalize.encoders.base import name_of as encoder_name
 
 FILLED = frozenset(
     {
@@ -32,6 +35,8 @@ FILLED = frozenset(
     }
 )
 """What the trainer can give an objective that declares it in ``needs``."""
+OF_PEOPLE = frozenset({"other_error", "other_disagrees"})
+"""What it can give besides where it trains with people."""
 CONVERTING: frozenset[WeightName] = frozenset(
     {"eps_equivalent", "x0_equivalent", "snr", "min_snr", "sigmoid"}
 )
@@ -41,9 +46,12 @@ UNIONS = {
     **dict.fromkeys(("terms.objective", "terms.objective.pair"), objectives.get),
     **dict.fromkeys(("space", "terms.space"), spaces.get),
     "corruptor": corruptors.get,
+    **dict.fromkeys(("people.encoder", "people.encoder.encoder"), encoders.get),
 }
 """Blocks of a recipe whose class hangs on their name."""
-NAMES = {key: name_of for key in UNIONS if "objective" in key}
+NAMES: Names = {key: name_of for key in UNIONS if "objective" in key} | {
+    key: encoder_name for key in UNIONS if key.startswith("people.")
+}
 """The way back, for blocks that do not hold their name themselves."""
 
 
@@ -92,8 +100,13 @@ class Prefixed(MutableMapping[str, Tensor]):
         return sum(1 for _ in self)
 
 
-def check_terms(terms: tuple[Term, ...], reference: object) -> None:
+def check_terms(terms: tuple[Term, ...], reference: object, *, people: bool = False) -> None:
     """Check that the first term's data serve the others, and that all can be given what they need.
+
+    Args:
+        terms: of the loss.
+        reference: of the recipe's policy.
+        people: whether the run trains with people.
 
     Raises:
         ValueError: says which term, what it lacks, and what to change.
@@ -102,6 +115,9 @@ def check_terms(terms: tuple[Term, ...], reference: object) -> None:
     for term in terms:
         name = name_of(type(term.objective))
         missing = sorted(set(term.objective.needs) - FILLED)
+        if OF_PEOPLE & set(missing) and not people:
+            raise ValueError(f"objective {name} compares people with one another: add a people block")
+        missing = [what for what in missing if what not in OF_PEOPLE]
         if missing:
             raise ValueError(f"objective {name} needs {', '.join(missing)}, which training does not provide")
         if term.objective.data not in (main.data, "winners"):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +24,7 @@ from diffalign.train.core import Core, StepHook
 from diffalign.train.forward import Forward
 from diffalign.train.metrics import StepFigures
 from diffalign.train.optim import learning_rate, set_learning_rate
+from diffalign.train.raters import People, parameter_groups
 from diffalign.train.run import RunFolder
 from diffalign.train.terms import Prefixed
 
@@ -73,12 +75,22 @@ class Trainer(Core):
         "policy.adapter",
         "policy.reference",
         "optim.name",
+        "people",
     )
 
     def __init__(
-        self, config: TrainConfig, policy: Policy, loader: Loader, accelerator: Accelerator, run: RunFolder
+        self,
+        config: TrainConfig,
+        policy: Policy,
+        loader: Loader,
+        accelerator: Accelerator,
+        run: RunFolder,
+        people: People | None = None,
     ) -> None:
-        """Prepare optimizer, reference and averages; see TrainConfig for the options."""
+        """Prepare optimizer, reference and averages; see TrainConfig for the options.
+
+        ``people`` are those that ``make_people`` attached to the policy, where the recipe has them.
+        """
         super().__init__(config, policy, accelerator, run)
         self.config: TrainConfig = config
         self.loader, self.objective = loader, config.objective
@@ -88,7 +100,10 @@ class Trainer(Core):
             raise ConfigError(
                 "data.reference_errors does not go with FSDP, whose reference pass all must make"
             )
-        self.forward = Forward(config, policy, accelerator, self._enter, self._averaged)
+        if self.shards is not None and people is not None:
+            raise ConfigError("people do not go with FSDP, whose layers compute nothing outside of the model")
+        self.people = people
+        self.forward = Forward(config, policy, accelerator, self._enter, self._averaged, people)
 
     # ------------------------------------------------------------------ the loop
 
@@ -141,10 +156,18 @@ class Trainer(Core):
             prefix = f"{i}/" if i else ""
             figures.add(f"{prefix}loss", loss, weight > 0)
             figures.add_all({f"{prefix}{k}": v for k, v in metrics.items()}, share, weight > 0)
+        parts += self._of_people(figures)
         self.clock.enter("policy")
         # DDP averages gradients over processes, hence the factor; accelerate divides by nothing at
         # accumulation 1
         self.accelerator.backward(torch.stack(parts).sum() * self.accelerator.num_processes)
+
+    def _of_people(self, figures: StepFigures) -> list[Tensor]:
+        """Losses of the user tokens alone: a mean over the parts and processes of the step."""
+        for name, loss in self.forward.losses.items():
+            figures.add(name, loss[None])
+        parts = self.config.accumulate * self.accelerator.num_processes
+        return [loss / parts for loss in self.forward.losses.values()]
 
     def _state_of(self, term: int) -> MutableMapping[str, Tensor]:
         """Running statistics of one term; those of the objective have no prefix."""
@@ -159,6 +182,17 @@ class Trainer(Core):
         return next(self._batches)
 
     # ------------------------------------------------------------------ small parts
+
+    def groups(self) -> list[dict[str, Any]]:
+        """See Core."""
+        config, users = self.config, self.policy.users
+        if users is None or not isinstance(config, TrainConfig) or config.people is None:
+            return super().groups()
+        return parameter_groups(users, list(self.parameters.values()), config.people, config.optim)
+
+    def export_further(self) -> Path | None:
+        """See Core."""
+        return None if self.people is None else self.people.export(self.run.export)
 
     def position(self) -> dict[str, Any]:
         """See Core."""
