@@ -20,6 +20,7 @@ from diffalign.train.optim import RELATIVE, set_learning_rate
 from diffalign.train.raters import parameter_groups
 from diffalign.train.trainer import Trainer
 from tests.personalize.helpers import float_pipeline, latents
+from tests.tiny import tiny_pipeline
 from tests.train.runs import recipe, records
 
 OBJECTIVE = {
@@ -56,8 +57,12 @@ def black_and_white() -> list[Record]:
 
 @pytest.mark.slow
 def test_two_opposite_people_are_told_apart(folder: Path, tmp_path: Path) -> None:
+    pipe = tiny_pipeline("sd")
+    pipe.vae.register_to_config(scaling_factor=6.0)  # black and white are a standard deviation apart
+    pipe.save_pretrained(tmp_path / "model")
     people = PEOPLE | {"encoder_rate": 0.01, "branch_rate": 0.01}
     options = content(folder, tmp_path / "run", people=people, steps=50, checkpoint_every=0)
+    options["policy"] = options["policy"] | {"model": str(tmp_path / "model")}
     options["data"] = options["data"] | {"latents": "mode", "prompt_dropout": 0.0}
     options["timesteps"] = {"name": "discrete", "steps": [100, 200, 300, 400]}
     found = rows(align(options, records=black_and_white()))
