@@ -11,7 +11,7 @@ from pathlib import Path
 from diffalign.objectives import names, objectives
 from diffalign.train.align import align
 from tests.train.runs import recipe
-from tests.train.test_compositions import OPTIONS, records_of
+from tests.train.test_compositions import OPTIONS, PEOPLE, records_of
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     for name in names():
         content = recipe("sd", folder, output / name) | {
             "objective": {"name": name, **OPTIONS.get(name, {})},
-            "precision": "fp64", "steps": 2, "ema": 0.0, "checkpoint_every": 0,
+            "precision": "fp64", "steps": 2, "ema": 0.0, "checkpoint_every": 0, "people": PEOPLE.get(name),
         }  # fmt: skip
         align(content, records=records_of(objectives.get(name).data))
 

@@ -30,6 +30,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rankdpo": {"phi": "wins"},
     "capo": {"beta": 500.0},
 }
+PEOPLE: dict[str, dict[str, Any]] = {
+    "own_other": {"encoder": {"name": "table", "tokens": 4, "width": 24}, "dropout": 0.5},
+}
+"""The people block of objectives that need one."""
 QUICK = ("kto", "rankdpo", "sdpo")
 """One of each data kind, and one with tensors; the others are slow tests."""
 
@@ -50,7 +54,8 @@ def records_of(kind: str, n: int = 8) -> list[Record]:
         values = {"pairs": (1.0, 0.0), "ranking": (1.0, 0.5, 0.0)}.get(kind, (float(i % 2 == 0),))
         word: Any = {"pairs": "pair", "ranking": "ranking"}.get(kind, "labels")
         images = tuple(BytesImage.from_array(m[i]) for m in made)
-        found.append(Record(prompt=str(prompt), images=images, kind=word, values=values))
+        who = ("anna", "ben")[i % 2]
+        found.append(Record(prompt=str(prompt), images=images, kind=word, values=values, rater=who))
     return found
 
 
@@ -68,12 +73,14 @@ def run(family: str, folder: Path, output: Path, kind: str, *overrides: str) -> 
 @pytest.mark.parametrize("family", ["sd", pytest.param("sd3", marks=pytest.mark.slow)])
 def test_every_objective_trains(name: str, family: str, folder: Path, tmp_path: Path) -> None:
     block = yaml.safe_dump({"name": name} | OPTIONS.get(name, {}), default_flow_style=True, width=1000)
-    lines = run(family, folder, tmp_path / "run", objectives.get(name).data, f"objective={block.strip()}")
+    people = yaml.safe_dump(PEOPLE.get(name), default_flow_style=True, width=1000).partition("\n")[0]
+    options = (f"objective={block.strip()}", f"people={people}")
+    lines = run(family, folder, tmp_path / "run", objectives.get(name).data, *options)
     assert len(lines) == 2
     assert all(math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"]) for line in lines)
     assert lines[0]["grad_norm"] > 0
     assert load_recipe(RunFolder(root=tmp_path / "run").config).objective == load_recipe(
-        recipe(family, folder, tmp_path / "x"), [f"objective={block.strip()}"]
+        recipe(family, folder, tmp_path / "x"), options
     ).objective  # fmt: skip
 
 
