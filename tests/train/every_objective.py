@@ -8,16 +8,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from diffalign.objectives import names, objectives
+from diffalign.objectives import objectives
 from diffalign.train.align import align
 from tests.train.runs import recipe
-from tests.train.test_compositions import OPTIONS, records_of
+from tests.train.test_compositions import OPTIONS, TRAINED, records_of
 
 
 def main() -> None:
     """See the module."""
     folder, output = map(Path, sys.argv[1:])
-    for name in names():
+    for name in TRAINED:
         content = recipe("sd", folder, output / name) | {
             "objective": {"name": name, **OPTIONS.get(name, {})},
             "precision": "fp64", "steps": 2, "ema": 0.0, "checkpoint_every": 0,

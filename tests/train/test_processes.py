@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffalign.objectives import names
 from diffalign.train.run import RunFolder
 from tests.invariant.test_objectives import COUPLED
 from tests.train.runs import launch
+from tests.train.test_compositions import TRAINED
 from tests.train.test_trainer import weights
 
 OWN_BATCH = frozenset({"aot", "rpo", "sdpo"})
@@ -22,7 +22,7 @@ def test_two_processes_equal_one_for_every_objective(tmp_path: Path) -> None:
     for processes in (1, 2):
         arguments = (str(tmp_path / "models"), str(tmp_path / str(processes)))
         launch(processes, *arguments, module="tests.train.every_objective")
-    different = {name for name in names() if not equal(tmp_path / "1" / name, tmp_path / "2" / name)}
+    different = {name for name in TRAINED if not equal(tmp_path / "1" / name, tmp_path / "2" / name)}
     assert different <= OWN_BATCH
 
 
