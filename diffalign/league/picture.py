@@ -15,7 +15,8 @@ WIDE = 20
 
 
 def draw_scatter(tables: Tables, file: Path) -> None:
-    """Gain against change of obedience, a point for each method, a panel for each pipeline."""
+    """Gain against change of obedience, a point for each method, a panel for each pipeline that has runs."""
+    tables = {name: found for name, found in tables.items() if any(row.runs for row in found)}
     figure, panels = _panels(tables, (6.5, 5.2))
     for axes, (name, found) in zip(panels, tables.items(), strict=True):
         axes.axvspan(-100, -100 * MOST_LOST, color="0.93")

@@ -12,6 +12,7 @@ from diffalign.config import load
 from diffalign.data.split import normalise
 from diffalign.evaluate.judge import load_judges
 from diffalign.evaluate.prompts import read_prompts
+from diffalign.label.judges import refuse_unknown
 from diffalign.objectives.online_pairs import OnlinePairs
 from diffalign.online.config import UNIONS
 from diffalign.online.config import OnlineConfig as OnlineConfig
@@ -28,6 +29,8 @@ from diffalign.train.setup import checkpoint_of, claim, make_accelerator, make_p
 from diffalign.train.terms import canonical
 from diffalign.train.trackers import Trackers, check_trackers
 from diffalign.train.validate import Validator
+from scorers import Spec
+from scorers.latent import latent_scorers
 
 
 def load_online(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> OnlineConfig:
@@ -147,6 +150,11 @@ def plan_lines(config: OnlineConfig, policy: Policy) -> list[str]:
 def _preflight(config: OnlineConfig) -> None:
     """Load and let go what validation and evaluation will need, before anything takes long."""
     check_trackers(config.log.trackers)
+    judge = [] if config.judge is None else [(config.judge.scorer, config.judge.looks)]
+    asked = [*((r.scorer, r.looks) for r in config.rewards), *judge]
+    refuse_unknown([scorer for scorer, looks in asked if looks != "latents"])
+    for scorer in (scorer for scorer, looks in asked if looks == "latents"):
+        latent_scorers.get(Spec.parse(scorer).name)
     if config.evaluate.prompts:
         load_judges(config.evaluate.judges, config.evaluate.trained_on)
     if config.validate.every and config.validate.judge is not None:

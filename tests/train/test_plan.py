@@ -50,4 +50,4 @@ def test_published_models_have_their_encoders(model: str, tmp_path: Path) -> Non
     config = load_recipe(recipe("sd", tmp_path, tmp_path))
     memory = make_plan(config, policy, 1).memory_gib
     assert memory["encoders and VAE"] == pytest.approx(4 * sum(ENCODERS[model]) / GIB)
-    assert latent_elements(policy, 512) == 64 * 64 * (16 if "3-medium" in model else 4)
+    assert latent_elements(policy, 512) == 64 * 64 * (16 if "diffusion-3" in model else 4)
