@@ -125,19 +125,20 @@ class SetDiversity:
         return [{self.name: [float(row)]} for row in rows]
 
 
-def measures(request: Request) -> Iterator[Measure]:
-    """All measures of a request, loaded one after another."""
+def measures(request: Request, mine: Sequence[Sequence[EvalPrompt]]) -> Iterator[Measure]:
+    """All measures of a request, loaded one after another; ``mine`` are the batches of this process."""
     yield from (Statistics(), PixelDiversity())
     device = share_device()
     for spec in (*request.scorers, *request.trained_on):
         yield Scores(name=scorer_name(spec), judge=load_judge(spec, device))
     yield from (_set_diversity(spec, device) for spec in request.sets)
-    if of_shapes_world(request.prompts) and _side(request) == 64:
+    if of_shapes_world(request.prompts) and _side(request, mine) == 64:
         yield Scores(name=OBEDIENCE, judge=load_judge("shapes-obedience"))
 
 
-def _side(request: Request) -> int:
-    prompt = request.prompts[0].prompt
+def _side(request: Request, mine: Sequence[Sequence[EvalPrompt]]) -> int:
+    """Side of the pictures, told by one that this process drew: others may not have theirs yet."""
+    prompt = mine[0][0].prompt
     return int(load([request.picture(request.models[0].name, prompt, 0)]).shape[-1])
 
 
@@ -214,8 +215,10 @@ def measure_all(request: Request, share: Share, progress: Progress = lambda n: N
         MeasureError: a score that is not finite; nothing of its batch is kept.
     """
     mine = request.batches[share.rank :: share.world]
+    if not mine:  # more processes than batches: the others write the index
+        return
     keys, index = _keys(request, mine), dict[str, str]()
-    for measure in measures(request):
+    for measure in measures(request, mine):
         index[measure.name] = measure.id
         store = Store(request.output, measure.id)
         for model in request.models:
