@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ class NoiseOptions:
     """Train the text encoders too, as LRM-1.5 and LRM-XL do; LRM-SD3 leaves them frozen."""
 
 
-class NoisyLearner(Learner):
+class NoisyLearner(Learner, ABC):
     """A scorer that sees both sides of a vote at the same random noise level.
 
     Votes hold clean latents (C, h, w), in the scale of the denoiser, in place of pictures. The level is drawn
@@ -69,9 +70,9 @@ class NoisyLearner(Learner):
         super().__init__(scorer)
         self.levels, self.noise = levels, noise or NoiseOptions()
 
+    @abstractmethod
     def noisy_scores(self, x_t: Tensor, times: Tensor, prompts: Sequence[str]) -> Tensor:
         """(B,) scores of noisy latents (B, C, h, w) at (B,) times, differentiable in the weights."""
-        raise NotImplementedError
 
     def gaps(self, votes: Sequence[Vote]) -> tuple[Tensor, Tensor]:
         """(B,) score of the first minus that of the second, and (B,) noise factor at which it was seen."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ SDXL_TIME_IDS = (1024.0, 1024.0, 0.0, 0.0, 1024.0, 1024.0)
 """Original size, crop and target size that LRM-XL is always told."""
 
 
-class Trunk(nn.Module):
+class Trunk(nn.Module, ABC):
     """First half of a denoiser. ``taps`` says where it is read, ``widths`` how many channels are there.
 
     Args:
@@ -38,6 +39,7 @@ class Trunk(nn.Module):
         """Channels of the latents."""
         return int(self.net.config.in_channels)
 
+    @abstractmethod
     def maps(self, latents: Tensor, times: Tensor, texts: Texts) -> list[Tensor]:
         """Maps (B, N_i, W_i) in the trunk's precision, the deepest last, of (B, C, h, w) latents.
 
@@ -46,7 +48,6 @@ class Trunk(nn.Module):
             times: (B,) as the denoiser takes them.
             texts: the prompts.
         """
-        raise NotImplementedError
 
 
 class UNetTrunk(Trunk):

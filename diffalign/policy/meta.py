@@ -13,6 +13,21 @@ from diffalign.policy.family import Family
 from diffalign.policy.load import family_of
 from diffalign.policy.lora import AdapterConfig
 
+SD3: dict[str, Any] = {
+    "sample_size": 128,
+    "patch_size": 2,
+    "in_channels": 16,
+    "num_layers": 24,
+    "attention_head_dim": 64,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048,
+    "out_channels": 16,
+    "pos_embed_max_size": 192,
+}
+"""Transformer of Stable Diffusion 3 medium."""
+
 PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     "stable-diffusion-v1-5": (
         "StableDiffusionPipeline",
@@ -45,33 +60,12 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "stable-diffusion-3-medium-diffusers": (
         "StableDiffusion3Pipeline",
-        {
-            "sample_size": 128,
-            "patch_size": 2,
-            "in_channels": 16,
-            "num_layers": 24,
-            "attention_head_dim": 64,
-            "num_attention_heads": 24,
-            "joint_attention_dim": 4096,
-            "caption_projection_dim": 1536,
-            "pooled_projection_dim": 2048,
-            "out_channels": 16,
-            "pos_embed_max_size": 192,
-        },
+        SD3,
     ),
     "stable-diffusion-3.5-medium": (
         "StableDiffusion3Pipeline",
-        {
-            "sample_size": 128,
-            "patch_size": 2,
-            "in_channels": 16,
-            "num_layers": 24,
-            "attention_head_dim": 64,
-            "num_attention_heads": 24,
-            "joint_attention_dim": 4096,
-            "caption_projection_dim": 1536,
-            "pooled_projection_dim": 2048,
-            "out_channels": 16,
+        SD3
+        | {
             "pos_embed_max_size": 384,
             "dual_attention_layers": tuple(range(13)),
             "qk_norm": "rms_norm",

@@ -112,7 +112,7 @@ def test_a_failing_write_leaves_everything_as_it_was(tmp_path: Path, monkeypatch
     def fails(source: object, target: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("diffalign.personalize.files.os.replace", fails)
+    monkeypatch.setattr("diffalign.atomic.os.replace", fails)
     with pytest.raises(OSError, match="disk full"):
         found.add("dora", vector(5))
     monkeypatch.undo()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,10 @@ class Given(NoisyLearner):
     first: Tensor
     second: Tensor
 
-    def gaps(self, some: list[Vote]) -> tuple[Tensor, Tensor]:
+    def noisy_scores(self, x_t: Tensor, times: Tensor, prompts: Sequence[str]) -> Tensor:
+        raise AssertionError("gaps are given, no picture is scored")
+
+    def gaps(self, some: Sequence[Vote]) -> tuple[Tensor, Tensor]:
         return self.first - self.second, torch.full((len(some),), 0.4)
 
 

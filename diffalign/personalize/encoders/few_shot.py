@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from diffalign.personalize.encoders.about import About, Examples
 from diffalign.personalize.encoders.base import (
     Encoded,
-    EncoderOptions,
     UserEncoder,
     check_width,
     encoders,
     small,
 )
-from diffalign.personalize.encoders.perceiver import Perceiver
+from diffalign.personalize.encoders.perceiver import ReaderOptions
 
 LOGVAR = 1.0
 """Bound on the logarithm of the posterior's variance, as VPL has it."""
@@ -26,7 +25,7 @@ LOGVAR = 1.0
 
 @encoders.register("few_shot")
 @dataclass(frozen=True, kw_only=True)
-class FewShotOptions(EncoderOptions):
+class FewShotOptions(ReaderOptions):
     """Reads (prompt, winner, loser) features of a person's votes as a set: no order, any number.
 
     With ``variational`` the set is summed up in one z ~ q(z | votes) of length sqrt(d) (VPL, Poddar et al.
@@ -36,25 +35,8 @@ class FewShotOptions(EncoderOptions):
     paper: ClassVar[str] = "https://arxiv.org/abs/2408.10075"
     needs: ClassVar[frozenset[str]] = frozenset({"examples"})
 
-    feature: int = 1024
-    """Width of the features, that of the tower that makes them."""
-    inner: int = 512
-    """Width inside."""
-    depth: int = 4
-    """Blocks of cross-attention, self-attention and network."""
-    heads: int = 8
-    """Must divide the width inside."""
     variational: bool = False
     """Draw tokens from a posterior while training; its mean otherwise."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        super().__post_init__()
-        for name in ("feature", "depth", "heads"):
-            self.require(getattr(self, name) >= 1, name, "at least 1")
-        self.require(
-            self.inner >= 1 and self.inner % self.heads == 0, "inner", f"a multiple of {self.heads} heads"
-        )
 
     def make(self, people: int = 0) -> FewShot:
         """See EncoderOptions."""
@@ -70,7 +52,7 @@ class FewShot(UserEncoder):
         self.shape = options
         self.inputs = nn.ModuleList(nn.Linear(options.feature, options.inner, bias=False) for _ in range(4))
         self.kinds = small(4, options.inner)
-        self.perceiver = Perceiver(options.tokens, options.inner, options.depth, options.heads)
+        self.perceiver = options.perceiver()
         self.posterior = nn.Linear(options.inner, 2 * options.inner) if options.variational else None
         outputs = options.tokens * options.width if options.variational else options.width
         self.out = nn.Linear(options.inner, outputs)

@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
+from abc import ABC
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffalign.personalize.encoders.base import small
+from diffalign.personalize.encoders.base import EncoderOptions, small
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderOptions(EncoderOptions, ABC):
+    """Options of encoders that read a set by a Perceiver."""
+
+    feature: int = 1024
+    """Width of what is read, that of the tower that makes it."""
+    inner: int = 512
+    """Width inside."""
+    depth: int = 4
+    """Blocks of cross-attention, self-attention and network."""
+    heads: int = 8
+    """Must divide the width inside."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        for name in ("feature", "depth", "heads"):
+            self.require(getattr(self, name) >= 1, name, "at least 1")
+        self.require(
+            self.inner >= 1 and self.inner % self.heads == 0, "inner", f"a multiple of {self.heads} heads"
+        )
+
+    def perceiver(self) -> Perceiver:
+        """Random weights."""
+        return Perceiver(self.tokens, self.inner, self.depth, self.heads)
 
 
 class Attention(nn.Module):

@@ -10,18 +10,17 @@ from torch import nn
 from diffalign.personalize.encoders.about import About
 from diffalign.personalize.encoders.base import (
     Encoded,
-    EncoderOptions,
     UserEncoder,
     check_width,
     encoders,
     small,
 )
-from diffalign.personalize.encoders.perceiver import Perceiver
+from diffalign.personalize.encoders.perceiver import ReaderOptions
 
 
 @encoders.register("profile")
 @dataclass(frozen=True, kw_only=True)
-class ProfileOptions(EncoderOptions):
+class ProfileOptions(ReaderOptions):
     """Reads states about a person that were made before and cached.
 
     PPD (arXiv:2501.06655) takes the hidden states of all layers of a vision-language model at the last token
@@ -35,22 +34,13 @@ class ProfileOptions(EncoderOptions):
     """Width of the states."""
     positions: int = 29
     """Longest sequence, whose places are told apart; 0 reads states as a set of any length."""
-    inner: int = 512
-    """Width inside."""
     depth: int = 2
     """Blocks of cross-attention, self-attention and network."""
-    heads: int = 8
-    """Must divide the width inside."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        for name in ("feature", "depth", "heads"):
-            self.require(getattr(self, name) >= 1, name, "at least 1")
         self.require(self.positions >= 0, "positions", "at least 0")
-        self.require(
-            self.inner >= 1 and self.inner % self.heads == 0, "inner", f"a multiple of {self.heads} heads"
-        )
 
     def make(self, people: int = 0) -> ProfileEncoder:
         """See EncoderOptions."""
@@ -68,7 +58,7 @@ class ProfileEncoder(UserEncoder):
             nn.LayerNorm(options.feature), nn.Linear(options.feature, options.inner, bias=False)
         )
         self.places = small(options.positions, options.inner) if options.positions else None
-        self.perceiver = Perceiver(options.tokens, options.inner, options.depth, options.heads)
+        self.perceiver = options.perceiver()
         self.out = nn.Linear(options.inner, options.width)
 
     def encode(self, about: About) -> Encoded:
