@@ -180,14 +180,41 @@ class OnlineConfig(RunConfig):
         if not branches and not self.rewards:
             raise ValueError("rewards is empty: name at least one, for example rewards=[{scorer: hpsv2.1}]")
         if self.combination.how == "pareto":
-            raise ValueError(
-                "combination pareto needs the reward that each prompt asked for, which prompts of online "
-                "runs do not say: take rewards, advantages or gdpo"
-            )
+            self._check_asked()
+        elif any(r.word for r in self.rewards):
+            raise ValueError("rewards[k].word asks for one of several rewards: set combination.how=pareto")
         if self.combination.how == "gated" and len(self.rewards) < 2:
             raise ValueError(
                 "combination gated needs a check and at least one other reward: name both, in order"
             )
+
+    def _check_asked(self) -> None:
+        """Refuse what Parrot's prompts, each of which asks for one reward, cannot be shared out to."""
+        count, words = len(self.rewards), self.words
+        if self.objective.batch == "pairs":
+            raise ValueError(
+                "combination pareto weighs pictures, and online_pairs makes pairs of them: set objective.rule "
+                "to pareto, and combination.how to rewards"
+            )
+        if any(r.weight != 1 for r in self.rewards):
+            raise ValueError("combination pareto takes rewards as they are: leave rewards[k].weight at 1")
+        if count < 2 or len(set(words)) < count:
+            raise ValueError(
+                "combination pareto asks for one of several rewards with each prompt: name two or more, with "
+                "different words"
+            )
+        if self.groups.prompts % count:
+            raise ValueError(
+                f"groups.prompts is {self.groups.prompts}, and combination pareto makes pictures of each "
+                f"prompt for each of {count} rewards: take a multiple of {count}"
+            )
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What is put before prompts to ask for each of the rewards; empty where prompts ask for none."""
+        if self.combination.how != "pareto":
+            return ()
+        return tuple(r.word or f"<reward {k}>" for k, r in enumerate(self.rewards, 1))
 
     @property
     def mines(self) -> bool:
@@ -204,7 +231,7 @@ class OnlineConfig(RunConfig):
         """Whether the pictures of a prompt must be on one process."""
         unit, kind = self.objective.unit, self.objective.batch
         compared = unit == "group" or kind == "pairs" or (unit == "pair" and not self.mines)
-        return compared or self.objective.whole_groups or any(r.among == "group" for r in self.rewards)
+        return compared or self.objective.whole_groups or any(r.compares for r in self.rewards)
 
     def names(self) -> Names:
         """See RunConfig."""
