@@ -97,7 +97,9 @@ class Meter:
     def _network(self) -> str:
         if torch.is_grad_enabled():
             return "policy with gradient"
-        return {"sampling": "policy, sampling", "judging": "policy, judging"}.get(self.phases[-1], "reference")
+        return {"sampling": "policy, sampling", "judging": "policy, judging"}.get(
+            self.phases[-1], "reference"
+        )
 
     def _counted(self, call: Callable[..., Tensor], name: Callable[[], str]) -> Callable[..., Tensor]:
         def counted(x: Tensor, *rest: Any, **options: Any) -> Tensor:
@@ -238,7 +240,9 @@ def processor() -> str:
 
 
 def main(
-    lrm: Annotated[Path, typer.Option(help="latent reward model; trained here if missing")] = Path("outputs/lrm"),
+    lrm: Annotated[Path, typer.Option(help="latent reward model; trained here if missing")] = Path(
+        "outputs/lrm"
+    ),
     iterations: Annotated[int, typer.Option(help="of 16 pictures each")] = 2,
     out: Annotated[Path, typer.Option(help="folder of lpo_cost.md and .json")] = Path("docs"),
 ) -> None:

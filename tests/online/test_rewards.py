@@ -6,8 +6,9 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -23,16 +24,17 @@ from diffalign.online.rewards import (
     PixelReward,
     RewardError,
     RewardLog,
-    WinRate,
     content_keys,
     load_latent_scorer,
     load_reward,
 )
 from diffalign.online.weights import ParameterSets
+from diffalign.online.win_rate import WinRate
 from diffalign.policy import Policy
 from scorers.latent import latent_scorers
+from scorers.protocol import PairOutput
 from tests.online.by_hand import latents
-from tests.online.runs import BRIGHT, Brightness, LatentMean
+from tests.online.runs import BRIGHT, LATENT, Brightness, LatentMean
 
 CPU = torch.device("cpu")
 
@@ -239,6 +241,120 @@ def test_what_compares_no_group_is_refused_before_the_run(policies: Callable[[st
     config = RewardConfig(scorer="tests.online.test_rewards:Sets", among="group")
     with pytest.raises(ValueError, match="is set and compares no group"):
         load_reward(config, policies("sd3"))
+
+
+class Two(Brightness):
+    """Compares two pictures and knows nothing else; what is very dark it cannot read."""
+
+    kind = "pairwise"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[int] = []
+        self.lost = 0
+
+    def compare(self, a: Any, b: Any, prompts: Any = None, **options: Any) -> PairOutput:
+        """Four times the difference of the greys is the logit."""
+        first, second = (torch.stack([torch.as_tensor(x).mean() for x in side]) for side in (a, b))
+        self.asked.append(len(first))
+        logit = (4 * (first - second))[self.lost :]
+        status = tuple(
+            "ok" if x > 0.15 and y > 0.15 else "unread" for x, y in zip(first, second, strict=True)
+        )
+        return PairOutput(logit=logit, prob=logit.sigmoid(), status=status)
+
+    def score_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
+        """See Judge."""
+        raise TypeError("no score of a single picture")
+
+
+def test_a_judge_of_pairs_is_asked_once_for_all_pairs_of_a_prompt() -> None:
+    one, judge = made(0.2, 0.6, 0.5, 0.3, 0.4, group=[0, 0, 1, 0, 1]), Two()
+    found = WinRate(judge, CPU)(one)
+    torch.testing.assert_close(found, WinRate(Judge(), CPU)(one))
+    assert judge.asked == [3, 1]
+
+
+def test_pairs_that_could_not_be_read_count_for_nobody() -> None:
+    found = WinRate(Two(), CPU)(made(0.2, 0.6, 0.1, 0.3))
+    assert found.isnan().tolist() == [False, False, True, False]  # no pair of it was read
+    torch.testing.assert_close(found[[0, 1, 3]], WinRate(Judge(), CPU)(made(0.2, 0.6, 0.3)))
+
+
+def test_a_judge_that_leaves_out_pairs_is_an_error() -> None:
+    judge = Two()
+    judge.lost = 1
+    with pytest.raises(ValueError, match="2 answers for 3 pairs"):
+        WinRate(judge, CPU)(made(0.2, 0.6, 0.3))
+
+
+def test_a_scorer_of_single_pictures_may_be_asked_for_pairs() -> None:
+    judge = Two()
+    judge.kind = "pointwise"
+    assert WinRate(judge, CPU, by_pairs=True)(made(0.2, 0.6)).tolist() == pytest.approx(
+        [0.1680, 0.8320], abs=1e-4
+    )
+    with pytest.raises(TypeError, match="no score of a single"):
+        WinRate(judge, CPU)(made(0.2, 0.6))
+
+
+def test_a_distance_to_a_reference_compares_no_pictures_of_a_prompt() -> None:
+    judge = Two()
+    judge.needs = frozenset({"reference"})
+    with pytest.raises(ValueError, match="is pairwise and compares no group"):
+        WinRate(judge, CPU)
+
+
+# ---------------------------------------------------------------------- what they are given
+
+
+class Darkness(Brightness):
+    """The other way round; notes the prompts."""
+
+    name = "darkness"
+    prompts: ClassVar[list[str]] = []
+
+    def score_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
+        """See Scorer."""
+        Darkness.prompts += prompts
+        return -super().score_tensor(x01, prompts)
+
+
+def test_nothing_is_decoded_for_latent_rewards(
+    policies: Callable[[str], Policy], config_of: Any, iteration: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, decoded = policies("sd3"), list[int]()
+    original = policy.decode
+    monkeypatch.setattr(policy, "decode", lambda x: decoded.append(len(x)) or original(x))
+    for rewards in ([LATENT], [LATENT, BRIGHT]):
+        looks = {LATENT: "latents", BRIGHT: "pictures"}
+        blocks = {"rewards": [{"scorer": r, "looks": looks[r]} for r in rewards]}
+        config = config_of("nft", **blocks)
+        found = iteration(config, policy, ParameterSets(policy.trainable(), config.weights))
+        assert found.rewards is not None
+        assert bool(found.rewards.isfinite().all())
+        assert sum(decoded) == (0 if len(rewards) == 1 else 8)
+    with pytest.raises(ValueError, match="this reward looks at pictures"):
+        PixelReward(Brightness(), CPU)(replace(made(0.1), pictures=None))
+
+
+def test_prompts_ask_for_a_reward_and_the_front_of_the_batch_gets_it(
+    policies: Callable[[str], Policy], config_of: Any, iteration: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, told = policies("sd3"), list[str]()
+    original = policy.encode_prompts
+    monkeypatch.setattr(policy, "encode_prompts", lambda texts: told.extend(texts) or original(texts))
+    dark = "tests.online.test_rewards:Darkness"
+    rewards = [{"scorer": BRIGHT}, {"scorer": dark, "word": "dim"}]
+    config = config_of("grpo", "combination.how=pareto", rewards=rewards)
+    Darkness.prompts.clear()
+    found = iteration(config, policy, ParameterSets(policy.trainable(), config.weights))
+    prompt = found.planned[0].prompt
+    assert told[:2] == [f"<reward 1> {prompt}", f"dim {prompt}"]
+    assert Darkness.prompts == [prompt] * 8
+    # what is brighter is less dark: all are in the front
+    wanted = torch.cat([found.rewards[:4, 0], found.rewards[4:, 1]]) / 8
+    torch.testing.assert_close(found.advantage.double(), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_a_latent_reward_of_another_vae_is_refused(
