@@ -1,7 +1,7 @@
 """What a pair costs in LPO, SPO, D3PO and DPO: seconds and passes of every network, on the shapes UNet.
 
-python bench/lpo_cost.py --lrm outputs/lrm          # a model of training/lrm_accuracy.py, which is made if missing
-python bench/lpo_cost.py --out outputs/cost         # page and json elsewhere; the page must hold the marks
+python bench/lpo_cost.py --lrm outputs/lrm    # a model of training/lrm_accuracy.py; a small one is made if missing
+python bench/lpo_cost.py --out outputs/cost   # page and json elsewhere; the page must hold the marks
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def recipes(lrm: Path) -> dict[str, dict[str, Any]]:
         },
         "spo": {
             "objective": {"name": "spo", "beta": 10.0},
-            "rollout": SDE | {"branching": BRANCHING | {"first": 2}, "stochastic": {"which": "all", "first": 2}},
+            "rollout": SDE
+            | {"branching": BRANCHING | {"first": 2}, "stochastic": {"which": "all", "first": 2}},
             "judge": {"scorer": SCORER, "looks": "x0_hat", "threshold": {"low": 0.2, "high": 0.2}},
         },
         "d3po": {
@@ -70,6 +71,15 @@ def recipes(lrm: Path) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
+PASSES = {
+    "sampling": "policy, sampling",
+    "judging": "policy, judging",
+    "training": "reference",
+    "monitoring": "monitor",
+}
+"""What a pass of the denoiser without gradient is, by phase."""
+
+
 class Meter:
     """Passes of the networks and seconds of the processor, by phase; it is wrapped around a trainer's parts."""
 
@@ -80,6 +90,7 @@ class Meter:
         policy, collect = trainer.policy, trainer.collect
         policy.predict = self._counted(policy.predict, self._network)  # type: ignore[method-assign]
         policy.decode = self._counted(policy.decode, lambda: "decoder")  # type: ignore[method-assign]
+        trainer._drift = self._timed(trainer._drift, "monitoring")  # type: ignore[method-assign]
         trainer.collect = self._timed(collect, "sampling")  # type: ignore[assignment]
         collect._hand_over = self._timed(collect._hand_over, "judging")  # type: ignore[method-assign]
         if collect.background is not None:
@@ -162,7 +173,7 @@ def measure(name: str, recipe: dict[str, Any], iterations: int) -> dict[str, Any
             judged += float(figures["pictures"])
     sides = 1 if config.mines else 2  # rows of a pair
     updates = iterations * config.update.updates
-    print(f"{name}: {rows / sides:.0f} pairs, {dict(meter.seconds)}", flush=True)  # noqa: T201
+    print(f"{name}: {rows / sides:.0f} pairs, {dict(meter.seconds)}", flush=True)
     return {
         "pairs": rows / sides,
         "pictures": judged,
@@ -195,10 +206,11 @@ def table(found: dict[str, Any]) -> str:
         "times LPO |",
         "|---" * (5 + len(PHASES)) + "|",
     ]
-    whole = {name: sum(one["seconds"].values()) / one["pairs"] for name, one in found["methods"].items()}
+    spent = {name: sum(one["seconds"][p] for p in PHASES) for name, one in found["methods"].items()}
+    whole = {name: spent[name] / one["pairs"] for name, one in found["methods"].items()}
     for name, one in found["methods"].items():
         cells = [f"{1e3 * one['seconds'].get(p, 0.0) / one['pairs']:.0f}" for p in PHASES]
-        step = sum(one["seconds"].values()) / one["updates"]
+        step = spent[name] / one["updates"]
         ratio = whole[name] / whole["lpo"]
         lines.append(
             f"| `{name}` | {one['pairs']:.0f} | {' | '.join(cells)} | {1e3 * whole[name]:.0f} | {step:.1f} | "
@@ -213,14 +225,16 @@ def table(found: dict[str, Any]) -> str:
     lines += [
         "",
         f"Seconds of processor time, one thread of {where['processor']}; {found['iterations']} iterations of "
-        f"16 pictures after one that is not counted. torch {where['torch']}, tree {found['tree']}, "
+        f"16 pictures after one that is not counted; the watch over drift is left out. torch {where['torch']}, tree {found['tree']}, "
         f"{found['date']}.",
     ]
     return "\n".join(lines)
 
 
 def _offline(found: dict[str, Any], lpo: float) -> str:
-    """Diffusion-DPO: the training of online_dpo on pictures that are there, with the VAE where none is cached."""
+    """Diffusion-DPO: the training of online_dpo on pictures that are there, with the VAE where none is
+    cached.
+    """
     one = found["methods"]["online_dpo"]
     training = one["seconds"]["training"] / one["pairs"]
     encoded = training + 2 * found["encode_seconds"]

@@ -193,8 +193,8 @@ class OnlineConfig(RunConfig):
         count, words = len(self.rewards), self.words
         if self.objective.batch == "pairs":
             raise ValueError(
-                "combination pareto weighs pictures, and online_pairs makes pairs of them: set objective.rule "
-                "to pareto, and combination.how to rewards"
+                "combination pareto weighs pictures, and online_pairs makes pairs of them: set "
+                "objective.rule to pareto, and combination.how to rewards"
             )
         if any(r.weight != 1 for r in self.rewards):
             raise ValueError("combination pareto takes rewards as they are: leave rewards[k].weight at 1")

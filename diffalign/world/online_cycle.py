@@ -1,4 +1,4 @@
-"""Rounds of online pairs on a taste that runs in a circle: a general preference judge beside Bradley-Terry."""
+"""Online pairs on a taste that runs in a circle: a general preference judge beside Bradley-Terry."""
 
 from __future__ import annotations
 
