@@ -1,6 +1,6 @@
 """What a pair costs in LPO, SPO, D3PO and DPO: seconds and passes of every network, on the shapes UNet.
 
-python bench/lpo_cost.py --lrm outputs/lrm    # a model of training/lrm_accuracy.py; a small one is made if missing
+python bench/lpo_cost.py --lrm outputs/lrm    # of training/lrm_accuracy.py; a small one is made if missing
 python bench/lpo_cost.py --out outputs/cost   # page and json elsewhere; the page must hold the marks
 """
 
@@ -81,7 +81,7 @@ PASSES = {
 
 
 class Meter:
-    """Passes of the networks and seconds of the processor, by phase; it is wrapped around a trainer's parts."""
+    """Passes of the networks and seconds of the processor, by phase; wrapped around a trainer's parts."""
 
     def __init__(self, trainer: OnlineTrainer) -> None:
         """Put the counters in."""
@@ -225,8 +225,8 @@ def table(found: dict[str, Any]) -> str:
     lines += [
         "",
         f"Seconds of processor time, one thread of {where['processor']}; {found['iterations']} iterations of "
-        f"16 pictures after one that is not counted; the watch over drift is left out. torch {where['torch']}, tree {found['tree']}, "
-        f"{found['date']}.",
+        f"16 pictures after one that is not counted; the watch over drift is left out. torch {where['torch']}, "
+        f"tree {found['tree']}, {found['date']}.",
     ]
     return "\n".join(lines)
 
