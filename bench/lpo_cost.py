@@ -225,8 +225,8 @@ def table(found: dict[str, Any]) -> str:
     lines += [
         "",
         f"Seconds of processor time, one thread of {where['processor']}; {found['iterations']} iterations of "
-        f"16 pictures after one that is not counted; the watch over drift is left out. torch {where['torch']}, "
-        f"tree {found['tree']}, {found['date']}.",
+        f"16 pictures after one that is not counted; the watch over drift is left out. "
+        f"torch {where['torch']}, tree {found['tree']}, {found['date']}.",
     ]
     return "\n".join(lines)
 

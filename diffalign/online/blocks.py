@@ -56,8 +56,8 @@ class RewardConfig:
     """latents: share of the time at which they are noised before they are scored."""
     among: Literal["alone", "group", "pairs"] = "alone"
     """alone: a score of each picture. group: mean win rate among the pictures of its prompt (Pref-GRPO),
-    which a pairwise scorer decides, or the sign of score gaps. pairs: the same, and a scorer of single
-    pictures is asked to compare two (unifiedreward)."""
+    which a pairwise scorer decides, or the sign of score gaps; the score itself of a groupwise scorer
+    (pareto). pairs: the same, and a scorer of single pictures is asked to compare two (unifiedreward)."""
     word: str = ""
     """combination pareto: what is put before a prompt to ask for this reward; empty takes <reward 1> for the
     first, and so on."""

@@ -8,7 +8,7 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,8 @@ def load_reward(config: RewardConfig, policy: Policy) -> Reward:
     if config.looks == "latents":
         return LatentReward(load_latent_scorer(config.scorer, policy), policy, config.noise)
     scorer = load_pixel_scorer(config.scorer, policy.device)
+    if config.compares and scorer.kind == "groupwise":
+        return GroupReward(scorer, policy.device)
     if config.compares:
         return WinRate(scorer, policy.device, by_pairs=config.among == "pairs")
     if scorer.kind != "pointwise":
@@ -117,6 +119,26 @@ class PixelReward:
         """See Reward."""
         found = self.scorer.score_tensor(made.decoded().to(self.device), list(made.prompts))
         return found if self.scorer.higher_better else -found
+
+
+class GroupReward:
+    """Scores that a groupwise scorer gives the pictures of a prompt; a batch must hold whole groups."""
+
+    def __init__(self, scorer: Scorer, device: torch.device) -> None:
+        """Keep the scorer."""
+        self.one = PixelReward(scorer, device)
+
+    def __call__(self, made: Made) -> Tensor:
+        """See Reward."""
+        pictures, group = made.decoded(), torch.tensor(made.group)
+        out = torch.empty(len(group))
+        for number in group.unique():
+            own = (group == number).nonzero().flatten()
+            prompts = tuple(made.prompts[i] for i in own.tolist())
+            out[own] = self.one(
+                replace(made, pictures=pictures[own.to(pictures.device)], prompts=prompts)
+            ).cpu()
+        return out
 
 
 class LatentReward:

@@ -305,6 +305,24 @@ def test_a_distance_to_a_reference_compares_no_pictures_of_a_prompt() -> None:
         WinRate(judge, CPU)
 
 
+class Place(Brightness):
+    """Minus the place of a picture among those that it is given with."""
+
+    kind = "groupwise"
+
+    def score_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
+        """See Scorer."""
+        return -(super().score_tensor(x01, prompts).argsort(descending=True).argsort().float())
+
+
+def test_a_groupwise_scorer_sees_each_prompt_apart(policies: Callable[[str], Policy]) -> None:
+    place = "tests.online.test_rewards:Place"
+    reward = load_reward(RewardConfig(scorer=place, among="group"), policies("sd3"))
+    assert reward(made(0.1, 0.2, 0.3, 0.9, group=[0, 1, 0, 1])).tolist() == [-1.0, -1.0, 0.0, 0.0]
+    with pytest.raises(ValueError, match="is groupwise: it compares pictures, so set among=group"):
+        load_reward(RewardConfig(scorer=place), policies("sd3"))
+
+
 # ---------------------------------------------------------------------- what they are given
 
 
