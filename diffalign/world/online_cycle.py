@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffalign.assets import asset
@@ -20,22 +21,25 @@ from diffalign.diffusion.rollout_options import RolloutOptions, StochasticSteps
 from diffalign.diffusion.transitions import Ode
 from diffalign.evaluate.report import write_atomic
 from diffalign.policy import Policy, load_policy
-from diffalign.world.oracle import hue_of, measure, object_masks
+from diffalign.world.grammar import Prompt, Split, single_prompts
+from diffalign.world.oracle import measure
 from diffalign.world.scorer_studies import CERTAIN, WorthHead, rivals
 from diffalign.world.scorer_table import TablePlan, tower
-from scorers.featured import load_encoder, read_head, read_options
+from diffalign.world.shapes import draw
+from scorers.featured import joint_inputs, load_encoder, read_head, read_options
 from scorers.gpm import GPM, GPMOptions
 from scorers.loading import build
-from scorers.train import Vote, evaluate, train_scorer
+from scorers.losses_structure import gpm_score
+from scorers.pickscore import PickScore
 
 logger = logging.getLogger(__name__)
 
-PROMPTS = tuple(f"a {shape}" for shape in ("circle", "square", "triangle", "star", "cross", "ring"))
-"""They name no colour, so that the policy is free in what the taste is about."""
-KINDS = ("purple", "warm", "cold")
-"""Each beats the next, and the last the first; the base makes them about equally often."""
-BORDERS = (255.0, 345.0, 90.0)
-"""Hues in degrees at which the kinds begin."""
+KINDS = ("small", "medium", "large")
+"""Each beats the next, and the last the first; prompts that leave the size open have pictures of all three."""
+BORDERS = (0.23, 0.305)
+"""Radii between the kinds, as a share of the side: half-way between the sizes that the grammar names."""
+PROMPTS = 12
+"""Prompts that are trained on, and as many held-out ones that pictures are looked at for."""
 JUDGES = {
     "gpm": "general preference model",
     "bradley_terry": "Bradley-Terry on the same features",
@@ -47,21 +51,21 @@ class CyclePlan:
     """How much is voted on and trained; the defaults make docs/studies/online_cycle.md."""
 
     policy: str = "samples/shapes/unet"
-    pictures: int = 40
-    """Pictures of the base for each prompt that are voted on."""
-    votes: int = 2000
-    heldout: int = 600
-    head_steps: int = 150
-    """Steps of the judges' heads, on the frozen towers of samples/shapes/scorer."""
-    stages: tuple[int, ...] = (8, 16)
+    votes: int = 1200
+    """Votes on drawn pictures that the judges learn from."""
+    heldout: int = 400
+    """Votes on other drawn pictures, of held-out prompts."""
+    head_steps: int = 300
+    """Steps of the judges' heads on all votes, on the frozen towers of samples/shapes/scorer."""
+    stages: tuple[int, ...] = (10,)
     """Iterations after which the policy is looked at."""
-    images: int = 8
-    """Pictures of each prompt in an iteration."""
-    learning_rate: float = 8e-4
+    images: int = 6
+    """Pictures of each of 6 prompts in an iteration."""
+    learning_rate: float = 1e-3
     beta: float = 500.0
-    seeds: tuple[int, ...] = (0, 1)
-    looked_at: int = 24
-    """Pictures of each prompt that are looked at after a stage."""
+    seeds: tuple[int, ...] = (0,)
+    looked_at: int = 10
+    """Pictures of each held-out prompt that are looked at after a stage."""
 
     def recipe(self, scorer: str, prompts: Path, output: Path, seed: int) -> dict[str, Any]:
         """Online pairs: the best and the worst of a prompt by win rates within it."""
@@ -72,7 +76,7 @@ class CyclePlan:
             "rollout": {
                 "steps": 10, "guidance": 1.0, "transition": {"name": "ode"}, "stochastic": {"which": "none"},
             },
-            "groups": {"prompts": len(PROMPTS), "images": self.images, "batch": 48},
+            "groups": {"prompts": 6, "images": self.images, "batch": 48},
             "rewards": [{"scorer": scorer, "among": "group"}],
             "noise": {"draws": 4, "low": 0.5, "per": "group"},
             "update": {"updates": 2, "micro_batch": 48},
@@ -85,17 +89,20 @@ class CyclePlan:
 # ---------------------------------------------------------------------- the taste
 
 
+def open_prompts(split: Split) -> list[Prompt]:
+    """PROMPTS prompts with one object that leave its size open."""
+    found = [p for p in single_prompts(split) if p.size is None and p.background is not None]
+    return found[:PROMPTS]
+
+
 def kinds_of(pictures: Tensor) -> Tensor:
-    """(B,) int64 place in KINDS by the hue of the largest object, -1 where no shape can be recognised.
+    """(B,) int64 place in KINDS by the radius of the largest object, -1 where no shape can be recognised.
 
     ``pictures`` are (B, 3, 64, 64) in [0, 1].
     """
-    mask = object_masks(pictures)[:, :1].float()  # (B, 1, 64, 64)
-    rgb = (pictures * mask).sum((2, 3)) / mask.sum((2, 3)).clamp(min=1)
-    past = (hue_of(rgb) - BORDERS[0]) % 360
-    starts = torch.tensor([(b - BORDERS[0]) % 360 for b in BORDERS])
-    kind = torch.bucketize(past, starts, right=True) - 1
-    return torch.where(measure(pictures).shape[:, 0] >= 0, kind, -1)
+    found = measure(pictures)
+    kind = torch.bucketize(found.radius[:, 0], torch.tensor(BORDERS))
+    return torch.where(found.shape[:, 0] >= 0, kind, -1)
 
 
 def planted(first: Tensor, second: Tensor) -> Tensor:
@@ -109,36 +116,46 @@ def planted(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(first == second, 0.5, chance)
 
 
-def votes_on(pictures: Mapping[str, Tensor], n: int, seed: int) -> list[Vote]:
-    """Votes by the planted taste on pairs of pictures of one prompt; equals are called a tie."""
-    rng, found = np.random.default_rng([seed, 31]), []
-    small = {p: (x * 255).round().byte() for p, x in pictures.items()}
-    kinds = {p: kinds_of(x) for p, x in pictures.items()}
-    for _ in range(n):
-        prompt = PROMPTS[int(rng.integers(len(PROMPTS)))]
-        i, j = rng.choice(len(small[prompt]), 2, replace=False)
-        chance = float(planted(kinds[prompt][i], kinds[prompt][j]))
-        label = 0.5 if chance == 0.5 else float(rng.random() < chance)
-        found.append(Vote(small[prompt][i], small[prompt][j], prompt, label))
-    return found
+@dataclass(frozen=True, kw_only=True)
+class Ballots:
+    """N votes on pairs of drawn pictures."""
+
+    pictures: Tensor
+    """(2N, 3, 64, 64) in [0, 1], the first side of all pairs before the second."""
+    prompts: list[str]
+    """2N."""
+    label: Tensor
+    """(N,) 1 where the first is preferred, 0 where the second is, 0.5 where they are of one kind."""
+
+
+def ballots_of(n: int, split: Split, seed: int) -> Ballots:
+    """Votes by the planted taste."""
+    rng, known = np.random.default_rng([seed, 31]), open_prompts(split)
+    prompts = [known[i] for i in rng.integers(len(known), size=n)] * 2
+    pictures = draw(prompts, rng).clamp(0, 1)
+    first, second = kinds_of(pictures).chunk(2)
+    chance = planted(first, second)
+    drawn = (torch.from_numpy(rng.random(n)) < chance).to(chance.dtype)
+    label = torch.where(first == second, 0.5, drawn)
+    return Ballots(pictures=pictures, prompts=[str(p) for p in prompts], label=label)
 
 
 # ---------------------------------------------------------------------- pictures and judges
 
 
-def pictures_of(policy: Policy, n: int, seed: int) -> dict[str, Tensor]:
-    """(n, 3, 64, 64) pictures in [0, 1] of each prompt, without guidance; the same seed, the same noise."""
+def pictures_of(policy: Policy, n: int, seed: int) -> Tensor:
+    """(P, n, 3, 64, 64) pictures in [0, 1] of the P held-out prompts, without guidance."""
     options = RolloutOptions(
         steps=10, guidance=1.0, transition=Ode(), stochastic=StochasticSteps(which="none")
     )
-    found = {}
-    for k, prompt in enumerate(PROMPTS):
-        cond = policy.collate_prompts(policy.encode_prompts([prompt] * n))
+    found = []
+    for k, prompt in enumerate(open_prompts("heldout")):
+        cond = policy.collate_prompts(policy.encode_prompts([str(prompt)] * n))
         first = 1_000_000 * (seed + 1) + 10_000 * k
         run = rollout(Guided(policy=policy, cond=cond), range(first, first + n), options)
         with torch.no_grad():
-            found[prompt] = ((policy.decode(run.x0.float()) + 1) / 2).clamp(0, 1)
-    return found
+            found.append(((policy.decode(run.x0.float()) + 1) / 2).clamp(0, 1))
+    return torch.stack(found)
 
 
 class Worth(GPM):
@@ -160,42 +177,64 @@ class Worth(GPM):
 SPECS = {"gpm": "gpm", "bradley_terry": f"{__name__}:Worth"}
 
 
-def judges(plan: CyclePlan, base: Policy, work: Path) -> dict[str, Any]:
-    """Train and save both judges on the same votes on the base's pictures.
+def judges(plan: CyclePlan, work: Path) -> dict[str, float]:
+    """Train and save both judges on the same votes.
 
     Returns:
-        Shares of the votes, decided ones alone, that each gets right, the planted rule among them.
+        Share of the held-out votes, ties left out, that each and the planted rule get right.
     """
-    seen, held = (pictures_of(base, plan.pictures, seed) for seed in (100, 101))
-    votes, heldout = votes_on(seen, plan.votes, 0), votes_on(held, plan.heldout, 1)
-    cut, found = len(votes) // 10, dict[str, Any]()
-    options = TablePlan(head_steps=plan.head_steps)
-    for name, scorer in rivals(tower(options), 0).items():
-        judge = Worth(scorer.encoder, scorer.head) if name == "bradley_terry" else scorer
-        train_scorer(judge, votes[cut:], votes[:cut], options.heads())
-        found[name] = evaluate(judge, heldout, 0.0).decided
+    start = tower(TablePlan())
+    votes, held = ballots_of(plan.votes, "train", 0), ballots_of(plan.heldout, "heldout", 1)
+    seen, shown = features_of(start, votes), features_of(start, held)
+    found = {"planted": right(planted(*kinds_of(held.pictures).chunk(2)).logit(), held.label)}
+    for name, scorer in rivals(start, 0).items():
+        judge = Worth(start, scorer.head) if name == "bradley_terry" else scorer
+        fit(judge, seen, votes.label, plan.head_steps)
+        with torch.no_grad():
+            found[name] = right(logits(judge, shown), held.label)
         judge.save(work / name)
         logger.info("%s gets %.3f of the decided votes right", name, found[name])
-    found["planted"] = _planted_right(heldout)
-    found["base"] = looks(kinds_by_prompt(held), kinds_by_prompt(seen))
     return found
 
 
-def _planted_right(votes: Sequence[Vote]) -> float:
-    first, second = (
-        kinds_of(torch.stack([torch.as_tensor(v[i]) for v in votes]).float() / 255) for i in (0, 1)
-    )
-    decided = [i for i, v in enumerate(votes) if v.label != 0.5]
-    right = (planted(first, second) > 0.5).tolist()
-    return float(np.mean([right[i] == (votes[i].label > 0.5) for i in decided]))
+@torch.no_grad()
+def features_of(start: PickScore, votes: Ballots) -> Tensor:
+    """(2N, W) inputs of the heads, which the frozen towers make once."""
+    text = start.encode_prompts(votes.prompts)
+    parts = zip(votes.pictures.split(256), text.split(256), strict=True)
+    return torch.cat([joint_inputs(start.encode_images(x), t) for x, t in parts])
+
+
+def logits(judge: GPM, features: Tensor) -> Tensor:
+    """(N,) logits that the first side is preferred; see ``features_of``."""
+    first, second = judge.head.embed(features).chunk(2)
+    return gpm_score(first, second, None) / judge.temperature
+
+
+def fit(judge: GPM, features: Tensor, label: Tensor, steps: int) -> None:
+    """Train the head on all votes at once, ties and all."""
+    head = judge.head.requires_grad_(True)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3, weight_decay=0.1)
+    for _ in range(steps):
+        loss = F.binary_cross_entropy_with_logits(logits(judge, features), label.float())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    head.requires_grad_(False)
+
+
+def right(logit: Tensor, label: Tensor) -> float:
+    """Share of the votes, ties left out, that (N,) logits get right."""
+    decided = label != 0.5
+    return float(((logit > 0) == (label > 0.5))[decided].double().mean())
 
 
 # ---------------------------------------------------------------------- figures
 
 
-def kinds_by_prompt(pictures: Mapping[str, Tensor]) -> Tensor:
-    """(P, n) kinds of n pictures of each of P prompts."""
-    return torch.stack([kinds_of(x) for x in pictures.values()])
+def kinds_by_prompt(pictures: Tensor) -> Tensor:
+    """(P, n) kinds of (P, n, 3, 64, 64) pictures."""
+    return kinds_of(pictures.flatten(0, 1)).view(pictures.shape[:2])
 
 
 def looks(own: Tensor, base: Tensor) -> dict[str, float]:
@@ -246,10 +285,12 @@ def study(plan: CyclePlan, work: Path) -> dict[str, Any]:
     base = load_policy(str(asset(plan.policy)))
     if "judges" not in found:
         start = time.process_time()
-        found["judges"] = judges(plan, base, work)
+        found["judges"] = judges(plan, work)
         found["seconds_judges"] = round(time.process_time() - start)
         write_atomic(file, json.dumps(found, indent=2) + "\n")
     reference = kinds_by_prompt(pictures_of(base, plan.looked_at, 200))
+    if "base" not in found:
+        found["base"] = looks(kinds_by_prompt(pictures_of(base, plan.looked_at, 201)), reference)
     for judge, seed in ((judge, seed) for seed in plan.seeds for judge in JUDGES):
         for stage in plan.stages:
             _go_on(plan, work, judge, seed, stage, reference, found)
@@ -271,7 +312,7 @@ def _go_on(
         done = align({}, f"steps={stage}", resume=run["folder"])
     else:
         prompts = work / "prompts.txt"
-        write_atomic(prompts, "\n".join(PROMPTS) + "\n")
+        write_atomic(prompts, "\n".join(str(p) for p in open_prompts("train")) + "\n")
         scorer = f"{SPECS[judge]}={work / judge}"
         done = align(plan.recipe(scorer, prompts, work / f"{judge}-{seed}", seed))
     kinds = kinds_by_prompt(pictures_of(done.policy, plan.looked_at, 300))
@@ -282,14 +323,14 @@ def _go_on(
 
 COLUMNS = {
     "over_base": "preferred to the base", "worst": "against the worst single kind", "spread": "spread",
-    "purple": "purple", "warm": "warm", "cold": "cold", "shapes": "with a shape",
+    "small": "small", "medium": "medium", "large": "large", "shapes": "with a shape",
 }  # fmt: skip
 
 
 def markdown(found: Mapping[str, Any]) -> str:
     """The table of what ``study`` found."""
     lines = [f"| | iterations | {' | '.join(COLUMNS.values())} |", "|---" * (2 + len(COLUMNS)) + "|"]
-    lines.append(_line("base", "0", found["judges"]["base"]))
+    lines.append(_line("base", "0", found["base"]))
     for name, run in found["runs"].items():
         judge, _, seed = name.rpartition("-")
         rows = run["stages"].items()
@@ -312,6 +353,4 @@ def _line(name: str, stage: str, figures: Mapping[str, float]) -> str:
 
 def smaller(plan: CyclePlan) -> CyclePlan:
     """A plan that tries everything out in seconds; its figures mean nothing."""
-    return replace(
-        plan, pictures=6, votes=60, heldout=30, head_steps=2, stages=(1, 2), images=2, seeds=(0,), looked_at=2
-    )
+    return replace(plan, votes=60, heldout=30, head_steps=2, stages=(1, 2), images=2, seeds=(0,), looked_at=2)
