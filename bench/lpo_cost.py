@@ -108,9 +108,7 @@ class Meter:
     def _network(self) -> str:
         if torch.is_grad_enabled():
             return "policy with gradient"
-        return {"sampling": "policy, sampling", "judging": "policy, judging"}.get(
-            self.phases[-1], "reference"
-        )
+        return PASSES[self.phases[-1]]
 
     def _counted(self, call: Callable[..., Tensor], name: Callable[[], str]) -> Callable[..., Tensor]:
         def counted(x: Tensor, *rest: Any, **options: Any) -> Tensor:
