@@ -17,7 +17,7 @@ from diffalign.diffusion.transitions import (
     Ode,
     Transition,
 )
-from diffalign.label.rules import rules
+from diffalign.label.rules import RuleOptions, rules
 from diffalign.objectives import objectives
 from diffalign.objectives.advantages import FlowGrpo, Rule, advantages
 from diffalign.objectives.base import name_of
@@ -85,6 +85,8 @@ class OnlineConfig(RunConfig):
     """How several rewards become one advantage; the weights are those of the rewards."""
     judge: JudgeConfig | None = None
     """Who compares candidates, where the rollout branches."""
+    pairing: RuleOptions = field(default_factory=RuleOptions)
+    """Options of objective.rule, which makes the pairs of online_pairs."""
     update: UpdateConfig = field(default_factory=UpdateConfig)
     """What is done with the pictures of an iteration."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)
@@ -155,6 +157,8 @@ class OnlineConfig(RunConfig):
         """Refuse options that the objective's rows have no use for."""
         if isinstance(self.objective, OnlinePairs):
             _check_rule(self.objective.rule)
+        elif self.pairing != RuleOptions():
+            raise ValueError("pairing is of the pairs of online_pairs: leave it out with this objective")
         if isinstance(self.objective, D3PO) and not self.groups.same_start:
             raise ValueError("d3po compares trajectories from one first latent: set groups.same_start=true")
         if isinstance(self.objective, DGPO) and self.noise.per != "group":

@@ -35,7 +35,7 @@ from scorers.pickscore import PickScore
 logger = logging.getLogger(__name__)
 
 KINDS = ("small", "medium", "large")
-"""Each beats the next, and the last the first; prompts that leave the size open have pictures of all three."""
+"""Each beats the next, and the last the first; prompts that leave the size open have all three."""
 BORDERS = (0.23, 0.305)
 """Radii between the kinds, as a share of the side: half-way between the sizes that the grammar names."""
 PROMPTS = 12
@@ -101,7 +101,7 @@ def kinds_of(pictures: Tensor) -> Tensor:
     ``pictures`` are (B, 3, 64, 64) in [0, 1].
     """
     found = measure(pictures)
-    kind = torch.bucketize(found.radius[:, 0], torch.tensor(BORDERS))
+    kind = torch.bucketize(found.radius[:, 0].contiguous(), torch.tensor(BORDERS))
     return torch.where(found.shape[:, 0] >= 0, kind, -1)
 
 

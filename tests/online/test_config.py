@@ -88,6 +88,8 @@ REFUSED: list[tuple[str, list[str], dict[str, Any], str]] = [
         "online_pairs", [],
         {"objective": {"name": "online_pairs", "objective": {"name": "dpo"}, "rule": "wurst"}}, "wurst",
     ),
+    ("nft", ["pairing.share=0.25"], {}, "pairing is of the pairs of online_pairs"),
+    ("online_pairs", ["pairing.share=0.75"], {}, r"rule\.share is 0\.75"),
     ("online_pairs", ["objective.objective={name: smpo}"], {}, "which fresh pictures do not have"),
     # updates, noise, weights
     ("grpo", ["update.updates=0"], {}, "updates is 0"),
