@@ -21,8 +21,8 @@ from diffalign.diffusion.rollout_options import RolloutOptions, StochasticSteps
 from diffalign.diffusion.transitions import Ode
 from diffalign.evaluate.report import write_atomic
 from diffalign.policy import Policy, load_policy
-from diffalign.world.grammar import Prompt, Split, single_prompts
-from diffalign.world.oracle import measure
+from diffalign.world.grammar import SHAPES, parse
+from diffalign.world.oracle import hue_of, measure, object_masks
 from diffalign.world.scorer_studies import CERTAIN, WorthHead, rivals
 from diffalign.world.scorer_table import TablePlan, tower
 from diffalign.world.shapes import draw
@@ -34,12 +34,13 @@ from scorers.pickscore import PickScore
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("small", "medium", "large")
-"""Each beats the next, and the last the first; prompts that leave the size open have all three."""
-BORDERS = (0.23, 0.305)
-"""Radii between the kinds, as a share of the side: half-way between the sizes that the grammar names."""
-PROMPTS = 12
-"""Prompts that are trained on, and as many held-out ones that pictures are looked at for."""
+PROMPTS = tuple(f"a {shape}" for shape in SHAPES)
+"""They name no colour, so that the policy is free in what the taste is about."""
+KINDS = ("purple", "warm", "cold")
+"""Each beats the next, and the last the first; the base makes all three of these prompts."""
+COLOURS = {"purple": ("purple", "pink"), "warm": ("red", "yellow"), "cold": ("green", "cyan", "blue")}
+BORDERS = (255.0, 345.0, 90.0)
+"""Hues in degrees at which the kinds begin."""
 JUDGES = {
     "gpm": "general preference model",
     "bradley_terry": "Bradley-Terry on the same features",
@@ -54,18 +55,18 @@ class CyclePlan:
     votes: int = 1200
     """Votes on drawn pictures that the judges learn from."""
     heldout: int = 400
-    """Votes on other drawn pictures, of held-out prompts."""
+    """Votes on other drawn pictures."""
     head_steps: int = 300
     """Steps of the judges' heads on all votes, on the frozen towers of samples/shapes/scorer."""
-    stages: tuple[int, ...] = (10,)
+    stages: tuple[int, ...] = (8,)
     """Iterations after which the policy is looked at."""
     images: int = 6
-    """Pictures of each of 6 prompts in an iteration."""
+    """Pictures of each prompt in an iteration."""
     learning_rate: float = 1e-3
     beta: float = 500.0
     seeds: tuple[int, ...] = (0,)
-    looked_at: int = 10
-    """Pictures of each held-out prompt that are looked at after a stage."""
+    looked_at: int = 12
+    """Pictures of each prompt that are looked at after a stage."""
 
     def recipe(self, scorer: str, prompts: Path, output: Path, seed: int) -> dict[str, Any]:
         """Online pairs: the best and the worst of a prompt by win rates within it."""
@@ -76,7 +77,7 @@ class CyclePlan:
             "rollout": {
                 "steps": 10, "guidance": 1.0, "transition": {"name": "ode"}, "stochastic": {"which": "none"},
             },
-            "groups": {"prompts": 6, "images": self.images, "batch": 48},
+            "groups": {"prompts": len(PROMPTS), "images": self.images, "batch": 48},
             "rewards": [{"scorer": scorer, "among": "group"}],
             "noise": {"draws": 4, "low": 0.5, "per": "group"},
             "update": {"updates": 2, "micro_batch": 48},
@@ -89,20 +90,17 @@ class CyclePlan:
 # ---------------------------------------------------------------------- the taste
 
 
-def open_prompts(split: Split) -> list[Prompt]:
-    """PROMPTS prompts with one object that leave its size open."""
-    found = [p for p in single_prompts(split) if p.size is None and p.background is not None]
-    return found[:PROMPTS]
-
-
 def kinds_of(pictures: Tensor) -> Tensor:
-    """(B,) int64 place in KINDS by the radius of the largest object, -1 where no shape can be recognised.
+    """(B,) int64 place in KINDS by the hue of the largest object, -1 where no shape can be recognised.
 
     ``pictures`` are (B, 3, 64, 64) in [0, 1].
     """
-    found = measure(pictures)
-    kind = torch.bucketize(found.radius[:, 0].contiguous(), torch.tensor(BORDERS))
-    return torch.where(found.shape[:, 0] >= 0, kind, -1)
+    mask = object_masks(pictures)[:, :1].float()  # (B, 1, 64, 64)
+    rgb = (pictures * mask).sum((2, 3)) / mask.sum((2, 3)).clamp(min=1)
+    past = (hue_of(rgb) - BORDERS[0]) % 360
+    starts = torch.tensor([(b - BORDERS[0]) % 360 for b in BORDERS])
+    kind = torch.bucketize(past, starts, right=True) - 1
+    return torch.where(measure(pictures).shape[:, 0] >= 0, kind, -1)
 
 
 def planted(first: Tensor, second: Tensor) -> Tensor:
@@ -124,33 +122,39 @@ class Ballots:
     """(2N, 3, 64, 64) in [0, 1], the first side of all pairs before the second."""
     prompts: list[str]
     """2N."""
+    kinds: Tensor
+    """(2N,) int64."""
     label: Tensor
     """(N,) 1 where the first is preferred, 0 where the second is, 0.5 where they are of one kind."""
 
 
-def ballots_of(n: int, split: Split, seed: int) -> Ballots:
-    """Votes by the planted taste."""
-    rng, known = np.random.default_rng([seed, 31]), open_prompts(split)
-    prompts = [known[i] for i in rng.integers(len(known), size=n)] * 2
-    pictures = draw(prompts, rng).clamp(0, 1)
-    first, second = kinds_of(pictures).chunk(2)
+def ballots_of(n: int, seed: int) -> Ballots:
+    """Votes by the planted taste on pictures of all colours, for prompts that name none."""
+    rng = np.random.default_rng([seed, 31])
+    shapes = [SHAPES[i] for i in rng.integers(len(SHAPES), size=n)] * 2
+    kinds = rng.integers(len(KINDS), size=2 * n)
+    colours = [str(rng.choice(COLOURS[KINDS[k]])) for k in kinds]
+    shown = [parse(f"a {colour} {shape}") for colour, shape in zip(colours, shapes, strict=True)]
+    first, second = torch.from_numpy(kinds).chunk(2)
     chance = planted(first, second)
     drawn = (torch.from_numpy(rng.random(n)) < chance).to(chance.dtype)
-    label = torch.where(first == second, 0.5, drawn)
-    return Ballots(pictures=pictures, prompts=[str(p) for p in prompts], label=label)
+    return Ballots(
+        pictures=draw(shown, rng).clamp(0, 1), prompts=[f"a {shape}" for shape in shapes],
+        kinds=torch.from_numpy(kinds), label=torch.where(first == second, 0.5, drawn),
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------- pictures and judges
 
 
 def pictures_of(policy: Policy, n: int, seed: int) -> Tensor:
-    """(P, n, 3, 64, 64) pictures in [0, 1] of the P held-out prompts, without guidance."""
+    """(P, n, 3, 64, 64) pictures in [0, 1] of the P prompts, without guidance."""
     options = RolloutOptions(
         steps=10, guidance=1.0, transition=Ode(), stochastic=StochasticSteps(which="none")
     )
     found = []
-    for k, prompt in enumerate(open_prompts("heldout")):
-        cond = policy.collate_prompts(policy.encode_prompts([str(prompt)] * n))
+    for k, prompt in enumerate(PROMPTS):
+        cond = policy.collate_prompts(policy.encode_prompts([prompt] * n))
         first = 1_000_000 * (seed + 1) + 10_000 * k
         run = rollout(Guided(policy=policy, cond=cond), range(first, first + n), options)
         with torch.no_grad():
@@ -184,9 +188,9 @@ def judges(plan: CyclePlan, work: Path) -> dict[str, float]:
         Share of the held-out votes, ties left out, that each and the planted rule get right.
     """
     start = tower(TablePlan())
-    votes, held = ballots_of(plan.votes, "train", 0), ballots_of(plan.heldout, "heldout", 1)
+    votes, held = ballots_of(plan.votes, 0), ballots_of(plan.heldout, 1)
     seen, shown = features_of(start, votes), features_of(start, held)
-    found = {"planted": right(planted(*kinds_of(held.pictures).chunk(2)).logit(), held.label)}
+    found = {"planted": right(planted(*held.kinds.chunk(2)) - 0.5, held.label)}
     for name, scorer in rivals(start, 0).items():
         judge = Worth(start, scorer.head) if name == "bradley_terry" else scorer
         fit(judge, seen, votes.label, plan.head_steps)
@@ -312,7 +316,7 @@ def _go_on(
         done = align({}, f"steps={stage}", resume=run["folder"])
     else:
         prompts = work / "prompts.txt"
-        write_atomic(prompts, "\n".join(str(p) for p in open_prompts("train")) + "\n")
+        write_atomic(prompts, "\n".join(PROMPTS) + "\n")
         scorer = f"{SPECS[judge]}={work / judge}"
         done = align(plan.recipe(scorer, prompts, work / f"{judge}-{seed}", seed))
     kinds = kinds_by_prompt(pictures_of(done.policy, plan.looked_at, 300))
@@ -323,7 +327,7 @@ def _go_on(
 
 COLUMNS = {
     "over_base": "preferred to the base", "worst": "against the worst single kind", "spread": "spread",
-    "small": "small", "medium": "medium", "large": "large", "shapes": "with a shape",
+    "purple": "purple", "warm": "warm", "cold": "cold", "shapes": "with a shape",
 }  # fmt: skip
 
 
