@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,23 +14,28 @@ import torch
 
 from diffalign.world.grammar import parse
 from diffalign.world.online_cycle import (
+    COLOURS,
+    KINDS,
     PROMPTS,
     CyclePlan,
     ballots_of,
+    fit,
     kinds_of,
+    logits,
     looks,
     markdown,
-    open_prompts,
     planted,
     preferred,
     right,
     smaller,
     study,
 )
+from diffalign.world.scorer_studies import CERTAIN, WorthHead
 from diffalign.world.shapes import draw
+from scorers.gpm import GPMHead, GPMOptions
 
 
-def test_the_sizes_run_in_a_circle() -> None:
+def test_the_kinds_run_in_a_circle() -> None:
     kind = torch.tensor([0, 1, 2, -1])
     wanted = [
         [0.50, 0.95, 0.05, 0.95],
@@ -41,45 +48,59 @@ def test_the_sizes_run_in_a_circle() -> None:
     torch.testing.assert_close(found + found.T, torch.ones(4, 4))
 
 
-def test_kinds_are_the_sizes_that_the_grammar_names() -> None:
-    prompts = [parse(f"a {size} red circle on a white background") for size in ("small", "medium", "large")]
-    pictures = draw(prompts * 8, np.random.default_rng(0))
-    assert kinds_of(pictures).tolist() == [0, 1, 2] * 8
+def test_kinds_are_the_colours_of_the_grammar() -> None:
+    found = [(k, colour) for k, kind in enumerate(KINDS) for colour in COLOURS[kind]]
+    prompts = [parse(f"a large {colour} circle on a white background") for _, colour in found]
+    pictures = draw(prompts * 2, np.random.default_rng(0))
+    assert kinds_of(pictures).tolist() == [k for k, _ in found] * 2
     assert kinds_of(torch.zeros(1, 3, 64, 64)).tolist() == [-1]
 
 
-def test_prompts_leave_the_size_open_and_never_meet() -> None:
-    train, held = open_prompts("train"), open_prompts("heldout")
-    assert len(train) == len(held) == PROMPTS
-    assert set(train).isdisjoint(held)
-    assert all(p.size is None for p in (*train, *held))
-
-
 def test_votes_follow_the_taste() -> None:
-    votes = ballots_of(80, "train", 0)
-    first, second = kinds_of(votes.pictures).chunk(2)
-    assert votes.prompts[:80] == votes.prompts[80:]
+    votes = ballots_of(400, 0)
+    first, second = votes.kinds.chunk(2)
+    assert votes.prompts[:400] == votes.prompts[400:]
+    assert set(votes.prompts) == set(PROMPTS)
     assert torch.equal(votes.label == 0.5, first == second)
-    assert len(first.unique()) == 3
-    assert right(planted(first, second) - 0.5, votes.label) == pytest.approx(0.95, abs=0.1)
-    assert right(planted(second, first) - 0.5, votes.label) == pytest.approx(0.05, abs=0.1)
+    assert right(planted(first, second) - 0.5, votes.label) == pytest.approx(CERTAIN, abs=0.05)
+    assert right(planted(second, first) - 0.5, votes.label) == pytest.approx(1 - CERTAIN, abs=0.05)
+    few = ballots_of(8, 1)
+    assert torch.equal(kinds_of(few.pictures), few.kinds)
+
+
+def test_only_the_general_model_can_learn_a_circle() -> None:
+    """On features that say the kind: Bradley-Terry is right on two of three kinds of pairs at most."""
+    kinds, options = torch.arange(3).repeat_interleave(3), GPMOptions(planes=2, hidden=16)
+    other = torch.arange(3).repeat(3)
+    features = torch.nn.functional.one_hot(torch.cat([kinds, other]), 3).float()
+    label = planted(kinds, other)
+    torch.manual_seed(0)
+    heads = {"gpm": GPMHead(3, 1, options), "worth": WorthHead(3, 1, replace(options, planes=1))}
+    shares = {}
+    for name, head in heads.items():
+        judge: Any = SimpleNamespace(head=head, temperature=0.1)
+        fit(judge, features, label, 100)
+        with torch.no_grad():
+            shares[name] = right(logits(judge, features), label)
+    assert shares["gpm"] == 1.0
+    assert shares["worth"] <= 2 / 3 + 1e-6
 
 
 def test_figures_by_hand() -> None:
-    even, small = torch.tensor([[0, 1, 2]]), torch.tensor([[0, 0, -1]])
+    even, one = torch.tensor([[0, 1, 2]]), torch.tensor([[0, 0, -1]])
     base = torch.tensor([[1, 1, 2]])
     figures = looks(even, base)
     assert (figures["spread"], figures["shapes"]) == (pytest.approx(1.0), 1.0)
     assert figures["worst"] == pytest.approx(0.5)  # the von Neumann winner
-    figures = looks(small, base)
-    assert (figures["spread"], figures["small"], figures["shapes"]) == (
+    figures = looks(one, base)
+    assert (figures["spread"], figures["purple"], figures["shapes"]) == (
         pytest.approx(0.0),
         pytest.approx(2 / 3),
         pytest.approx(2 / 3),
     )
-    assert figures["worst"] == pytest.approx(0.05)  # whoever makes large ones alone
+    assert figures["worst"] == pytest.approx(0.05)  # whoever makes cold ones alone
     over = 2 / 3 * (2 / 3 * 0.95 + 1 / 3 * 0.05) + 1 / 3 * 0.05
-    assert figures["over_base"] == pytest.approx(over) == preferred(small, base)
+    assert figures["over_base"] == pytest.approx(over) == preferred(one, base)
 
 
 @pytest.mark.slow
