@@ -57,13 +57,13 @@ def test_kinds_are_the_colours_of_the_grammar() -> None:
 
 
 def test_votes_follow_the_taste() -> None:
-    votes = ballots_of(400, 0)
+    votes = ballots_of(150, 0)
     first, second = votes.kinds.chunk(2)
-    assert votes.prompts[:400] == votes.prompts[400:]
+    assert votes.prompts[:150] == votes.prompts[150:]
     assert set(votes.prompts) == set(PROMPTS)
     assert torch.equal(votes.label == 0.5, first == second)
-    assert right(planted(first, second) - 0.5, votes.label) == pytest.approx(CERTAIN, abs=0.05)
-    assert right(planted(second, first) - 0.5, votes.label) == pytest.approx(1 - CERTAIN, abs=0.05)
+    assert right(planted(first, second) - 0.5, votes.label) == pytest.approx(CERTAIN, abs=0.08)
+    assert right(planted(second, first) - 0.5, votes.label) == pytest.approx(1 - CERTAIN, abs=0.08)
     few = ballots_of(8, 1)
     assert torch.equal(kinds_of(few.pictures), few.kinds)
 
