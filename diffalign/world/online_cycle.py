@@ -58,12 +58,10 @@ class CyclePlan:
     """Votes on other drawn pictures."""
     head_steps: int = 300
     """Steps of the judges' heads on all votes, on the frozen towers of samples/shapes/scorer."""
-    stages: tuple[int, ...] = (8,)
+    stages: tuple[int, ...] = (8, 16)
     """Iterations after which the policy is looked at."""
     images: int = 6
     """Pictures of each prompt in an iteration."""
-    passes: int = 4
-    """Passes over an iteration's pairs."""
     learning_rate: float = 1e-3
     beta: float = 500.0
     seeds: tuple[int, ...] = (0,)
@@ -82,7 +80,7 @@ class CyclePlan:
             "groups": {"prompts": len(PROMPTS), "images": self.images, "batch": 48},
             "rewards": [{"scorer": scorer, "among": "group"}],
             "noise": {"draws": 4, "low": 0.5, "per": "group"},
-            "update": {"updates": 2, "passes": self.passes, "micro_batch": 48},
+            "update": {"updates": 2, "micro_batch": 48},
             "optim": {"learning_rate": self.learning_rate, "weight_decay": 0.0},
             "steps": self.stages[0], "seed": seed, "checkpoint_every": self.stages[0],
             "evaluate": {"prompts": 0}, "output": str(output),
@@ -284,9 +282,9 @@ def study(plan: CyclePlan, work: Path) -> dict[str, Any]:
         ValueError: what is in ``work`` is of another plan; more seeds and stages may be asked for.
     """
     file = work / "found.json"
-    given = {k: v for k, v in json.loads(json.dumps(asdict(plan))).items() if k not in ("seeds", "stages")}
+    given: dict[str, Any] = json.loads(json.dumps(asdict(plan)))
     found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"plan": given, "runs": {}}
-    if found["plan"] != given:
+    if any(found["plan"].get(k) != v for k, v in given.items() if k not in ("seeds", "stages")):
         raise ValueError(f"{work} holds a study of another plan; name another folder (--work)")
     base = load_policy(str(asset(plan.policy)))
     if "judges" not in found:
