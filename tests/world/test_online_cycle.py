@@ -12,19 +12,14 @@ import numpy as np
 import pytest
 import torch
 
+from diffalign.world.cyclic_taste import COLOURS, KINDS, PROMPTS, ballots_of, kinds_of, planted
 from diffalign.world.grammar import parse
 from diffalign.world.online_cycle import (
-    COLOURS,
-    KINDS,
-    PROMPTS,
     CyclePlan,
-    ballots_of,
     fit,
-    kinds_of,
     logits,
     looks,
     markdown,
-    planted,
     preferred,
     right,
     smaller,
