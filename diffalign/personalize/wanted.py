@@ -1,4 +1,4 @@
-"""For whom pictures are asked for: somebody, a mixture of people, or a direction; and where their adapter is."""
+"""For whom pictures are asked: somebody, a mixture of people, or a direction; and where their adapter is."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Wanted:
         split = [_weighed(part, self.user) for part in parts]
         names, weights = [name for name, _ in split], [weight for _, weight in split]
         given = [weight for weight in weights if weight is not None]
-        if len(set(names)) < len(names) or given and len(given) < len(weights):
+        if len(set(names)) < len(names) or 0 < len(given) < len(weights):
             raise ValueError(
                 f"--user {self.user}: name each person once, and give all of them a weight or none "
                 "(anna:0.7,ben:0.3)"
@@ -96,7 +96,9 @@ def adapter_of(path: Path | str) -> Path:
     """
     path = Path(path)
     for place in (path, path / EXPORT):
-        found = [f for f in (place, *place.glob(FOLDER), *place.glob(f"{FOLDER}-*")) if (f / CONFIG).is_file()]
+        found = [
+            f for f in (place, *place.glob(FOLDER), *place.glob(f"{FOLDER}-*")) if (f / CONFIG).is_file()
+        ]
         if found:
             return max(found, key=_number)
     raise FileNotFoundError(

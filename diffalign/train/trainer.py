@@ -24,7 +24,7 @@ from diffalign.train.core import Core, StepHook
 from diffalign.train.forward import Forward
 from diffalign.train.metrics import StepFigures
 from diffalign.train.optim import learning_rate, set_learning_rate
-from diffalign.train.raters import People, parameter_groups
+from diffalign.train.raters import Conditioner, parameter_groups
 from diffalign.train.run import RunFolder
 from diffalign.train.terms import Prefixed
 
@@ -85,11 +85,11 @@ class Trainer(Core):
         loader: Loader,
         accelerator: Accelerator,
         run: RunFolder,
-        people: People | None = None,
+        people: Conditioner | None = None,
     ) -> None:
         """Prepare optimizer, reference and averages; see TrainConfig for the options.
 
-        ``people`` are those that ``make_people`` attached to the policy, where the recipe has them.
+        ``people`` are those that ``make_conditioner`` attached to the policy, where the recipe has them.
         """
         super().__init__(config, policy, accelerator, run)
         self.config: TrainConfig = config
