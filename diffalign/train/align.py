@@ -22,6 +22,7 @@ from diffalign.train.plan import check_optimizer, latent_elements, make_plan
 from diffalign.train.preflight import preflight
 from diffalign.train.prepare import build_loader, fitted, given_records, read_records
 from diffalign.train.progress import Screen
+from diffalign.train.robust import make_group_weights
 from diffalign.train.rounds import finished, round_recipe, start_rounds
 from diffalign.train.run import read_config
 from diffalign.train.setup import checkpoint_of, claim, make_accelerator, make_policy, run_folder
@@ -126,7 +127,9 @@ def align(
     if config.evaluate.prompts or config.validate.every:
         policy.keep_base()
     policy.set_guidance(config.policy.guidance)
-    trainer = Trainer(config, policy, loader, accelerator, run, people)
+    robust = None if config.people is None else config.people.robust
+    groups = make_group_weights(robust, given, accelerator.device)
+    trainer = Trainer(config, policy, loader, accelerator, run, people, groups)
     if source is not None:
         trainer.restore(load_checkpoint(source), str(source))
         if accelerator.is_main_process:

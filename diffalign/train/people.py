@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from diffalign.personalize.adapter import BranchOptions
 from diffalign.personalize.encoders import EncoderOptions
 from diffalign.personalize.encoders.direction import DirectionOptions, parse_direction
+from diffalign.personalize.robust import MaxMin
 from diffalign.train.blocks import at_least, is_share
 
 KNOWN = frozenset({"rows", "examples", "profile", "direction"})
@@ -43,6 +44,26 @@ class DirectionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RobustConfig:
+    """Weights of people or groups of them, which move towards the worst served (MaxMin, arXiv:2402.08925)."""
+
+    step: float = 0.01
+    """Rate of the exponentiated gradient, per optimizer step."""
+    floor: float = 0.1
+    """Share of the weight that all get alike; 1 weighs them equally for ever."""
+    groups: str | None = None
+    """JSON file of {rater: group}; null takes each rater alone."""
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            ValueError: an option out of range.
+        """
+        MaxMin(step=self.step, floor=self.floor)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PeopleConfig:
     """Who judged is a condition of the policy, and never of the reference (PPD, arXiv:2501.06655)."""
 
@@ -52,6 +73,8 @@ class PeopleConfig:
     """How the tokens enter the model; its ``features`` name the scorer whose towers read votes."""
     directions: DirectionConfig | None = None
     """How directions are drawn, where the encoder is one of directions; null draws evenly."""
+    robust: RobustConfig | None = None
+    """Serve the worst served better; null weighs all comparisons as the data do."""
     profiles: str | None = None
     """File of profiles that an encoder of profiles reads, by the names of raters."""
     dropout: float = 0.1
@@ -98,6 +121,8 @@ class PeopleConfig:
             raise ValueError("directions have no person to know besides: take the encoder direction alone")
         if self.info_nce or self.dispersion or self.kl:
             raise ValueError("info_nce, dispersion and kl tell people apart, and directions are no people")
+        if self.robust is not None:
+            raise ValueError("robust weighs people, and directions are no people: leave it out")
         for text in self.drawn.among:
             parse_direction(text, self.encoder.scorers)
 

@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from diffalign.data.cache import CachedSet, CacheReport, Unit
 from diffalign.data.loader import LoaderOptions
-from diffalign.data.records import DataError, Record
-from diffalign.data.writers import write
+from diffalign.data.records import DataError
 from diffalign.diffusion.corrupt import draw_seed
 from diffalign.personalize import attach
 from diffalign.personalize.encoders.direction import DirectionOptions
 from diffalign.train.align import align, load_recipe
 from diffalign.train.directions import DirectedLoader, Directions
 from diffalign.train.people import DirectionConfig, PeopleConfig
-from diffalign.train.run import RunFolder
 from diffalign.train.trainer import Trainer
 from tests.personalize.helpers import float_pipeline, latents
-from tests.train.runs import launch, recipe, records
-from tests.train.test_trainer import weights
-
-ENCODER = {"name": "direction", "scorers": ["dark", "large"], "tokens": 4, "width": 24, "hidden": 8}
-PEOPLE = {"encoder": ENCODER, "encoder_rate": 0.02, "branch_rate": 0.02}
-
-
-def scored(n: int = 8) -> list[Record]:
-    """By dark the first of each pair wins, by large the second; nobody is named."""
-    found = records(n)
-    return [replace(r, judged={"dark": (1.0 + i, 0.0), "large": (0.0, 2.0 + i)}) for i, r in enumerate(found)]
+from tests.train.people_runs import DIRECTED, ENCODER, directed, scored
+from tests.train.runs import records
 
 
 def directions(**options: Any) -> Directions:
@@ -99,17 +86,13 @@ def test_ties_weigh_nothing_or_are_kept_and_labels_may_be_soft() -> None:
     assert float(soft.gaps[:, 0].square().mean()) == pytest.approx(1.0)
 
 
-def content(folder: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    return recipe("sd", folder, output) | {"people": PEOPLE} | changes
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"people": {"encoder": {**ENCODER, "scorers": []}}}, "scorers"),
-        ({"people": PEOPLE | {"directions": {"among": ["size=1"]}}}, "does not name one of dark, large"),
-        ({"people": PEOPLE | {"directions": {"single": 2}}}, r"single is 2"),
-        ({"people": PEOPLE | {"dispersion": 0.1}}, "directions are no people"),
+        ({"people": DIRECTED | {"directions": {"among": ["size=1"]}}}, "does not name one of dark, large"),
+        ({"people": DIRECTED | {"directions": {"single": 2}}}, r"single is 2"),
+        ({"people": DIRECTED | {"dispersion": 0.1}}, "directions are no people"),
         ({"people": {"encoder": {"name": "table", "width": 24}, "directions": {}}}, "encoder direction"),
         ({"objective": {"name": "kto"}}, "directions label pairs anew"),
         ({"data": {"path": "x", "reverse": True}}, "negate the directions"),
@@ -119,7 +102,7 @@ def test_what_does_not_go_with_directions_is_refused(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        load_recipe(content(tmp_path, tmp_path, **changes))
+        load_recipe(directed(tmp_path, tmp_path, **changes))
 
 
 def test_data_without_scores_are_refused() -> None:
@@ -132,7 +115,7 @@ def test_data_without_scores_are_refused() -> None:
 def test_a_cut_short_run_goes_on_exactly_and_its_export_takes_directions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = content(tmp_path, tmp_path / "whole", steps=5, checkpoint_every=3)
+    options = directed(tmp_path, tmp_path / "whole", steps=5, checkpoint_every=3)
     options["objective"] = {"name": "own_other", "pair": {"name": "dpo", "beta": 500.0}}
     whole = align(options, records=scored())
     clip = Trainer._clip
@@ -159,20 +142,3 @@ def test_a_cut_short_run_goes_on_exactly_and_its_export_takes_directions(
     assert not torch.equal(dark, large)
     with pytest.raises(ValueError, match="does not name one of dark, large"):
         attached.direct("warm=1")
-
-
-@pytest.mark.slow
-def test_two_processes_draw_the_directions_of_one(tmp_path: Path) -> None:
-    write(scored(), tmp_path / "data", "folder")
-    for processes in (1, 2):
-        output = tmp_path / str(processes)
-        options = content(tmp_path, output, steps=3, ema=0, checkpoint_every=0)
-        options["data"] |= {"path": str(tmp_path / "data"), "cache": f"{output}-cache"}
-        file = tmp_path / f"{processes}.yaml"
-        file.write_text(yaml.safe_dump(options))
-        launch(processes, str(file), module="diffalign.train")
-    runs = [tmp_path / str(processes) for processes in (1, 2)]
-    losses = [[row["loss"] for row in RunFolder(root=run).rows()] for run in runs]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    one, two = (weights(run) for run in runs)
-    assert all(torch.allclose(one[k], two[k], rtol=1e-3, atol=1e-4) for k in one)
