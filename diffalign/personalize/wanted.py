@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffalign.personalize.adapter import CONFIG, read_config
-from diffalign.personalize.pipeline import Attached, attach
+from diffalign.personalize.adapter import CONFIG, encoder_options, read_config
+from diffalign.personalize.pipeline import Attached, attach, direction_of, nobody_stored
+from diffalign.personalize.users import INDEX, Users, UsersError
 
 EXPORT, FOLDER = "export", "users"
 """Folder of a run's weights, and that of its people in it."""
@@ -117,6 +118,23 @@ def base_of(folder: Path) -> str:
     if not base:
         raise ValueError(f"{folder} does not say which model it is of: name the model, and --users {folder}")
     return base
+
+
+def check_wanted(folder: Path, wanted: Wanted) -> None:
+    """Look before anything is loaded whether an adapter knows whoever is wanted.
+
+    Raises:
+        UsersError: somebody unknown.
+        ValueError: a direction that it does not know, or none is known to it.
+    """
+    if wanted.direction:
+        direction_of(encoder_options(read_config(folder), folder), wanted.direction)
+        return
+    found = wanted.people()
+    for name in [found] if isinstance(found, str) else found:
+        if not (folder / INDEX).is_file():
+            raise UsersError(nobody_stored(name))
+        Users(folder).vector(name)
 
 
 def attach_wanted(pipe: Any, folder: Path | str, wanted: Wanted) -> Attached:

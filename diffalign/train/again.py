@@ -19,9 +19,11 @@ from diffalign.policy.lora import AdapterConfig, load_into
 from diffalign.policy.precision import DTYPES, best_device
 from diffalign.train.align import load_any
 from diffalign.train.blocks import RunConfig
-from diffalign.train.finish import paired_evaluation
+from diffalign.train.config import TrainConfig
+from diffalign.train.finish import further_pictures, paired_evaluation
 from diffalign.train.progress import Screen
 from diffalign.train.run import RunFolder, read_config
+from diffalign.train.shown import from_export
 
 
 def open_run(run: Path) -> tuple[RunConfig, Policy]:
@@ -96,7 +98,11 @@ def gallery_again(run: Path, output: Path, prompts: int, *, title: str = "", ove
 
     config, policy = open_for_pictures(run)
     options = replace(config.evaluate, prompts=prompts or config.evaluate.prompts)
-    evaluation = paired_evaluation(replace(config, evaluate=options), policy, Screen(True, 1, 1, 1))
+    config = replace(config, evaluate=options)
+    evaluation = paired_evaluation(config, policy, Screen(True, 1, 1, 1))
+    if isinstance(config, TrainConfig) and config.people is not None:
+        make = further_pictures(config, policy, evaluation)
+        evaluation = evaluation.beside(from_export(policy, run / "export", config.people, make))
     report = load_report(run / "report.json")
     return write_gallery(output, evaluation.items(), report, title or run.name, overwrite=overwrite)
 

@@ -25,18 +25,10 @@ from diffalign.personalize.encoders.direction import (
 )
 from diffalign.personalize.training import keep_users
 from diffalign.policy import Policy
+from diffalign.train.conditions import Conditioner, Conditions, first_rows, unit_conditions
 from diffalign.train.config import TrainConfig
 from diffalign.train.people import PeopleConfig
-from diffalign.train.raters import (
-    Conditioner,
-    Conditions,
-    add_adapter,
-    compared,
-    first_rows,
-    free_folder,
-    make_people,
-    unit_conditions,
-)
+from diffalign.train.raters import add_adapter, compared, free_folder, make_people
 
 
 class Directions:
@@ -158,6 +150,12 @@ class Directed:
         encoder = self.adapter.encoder
         device = encoder.nobody.device
         return encoder.encoded(About(direction=directions.to(device)), keep.to(device)).tokens
+
+    @torch.no_grad()
+    def tokens(self, name: str) -> Tensor:
+        """See Conditioner."""
+        direction = parse_direction(name, self.directions.scorers)[None]
+        return self._tokens(direction, torch.ones(1, dtype=torch.bool))[0]
 
     def export(self, folder: Path) -> Path:
         """Write the adapter, which names its scorers, into a new folder of an export, and return it."""

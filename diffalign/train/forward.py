@@ -23,10 +23,10 @@ from diffalign.policy import Policy
 from diffalign.policy.family import Cond
 from diffalign.policy.modes import evaluating
 from diffalign.policy.people import person, without_people
+from diffalign.train.conditions import Conditioner, Conditions
 from diffalign.train.config import TrainConfig
 from diffalign.train.error_cache import ErrorCache, error_context
 from diffalign.train.extras import further_errors, rollout_distance
-from diffalign.train.raters import Conditioner, Conditions
 from diffalign.train.terms import Term
 
 Phase = Callable[[str], None]

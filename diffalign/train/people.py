@@ -12,6 +12,8 @@ from diffalign.train.blocks import at_least, is_share
 
 KNOWN = frozenset({"rows", "examples", "profile", "direction"})
 """What a run can tell an encoder of people."""
+TAKEN = ("base", "aligned")
+"""Columns of a run's gallery that are no people."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,9 @@ class PeopleConfig:
     """Peak learning rate of the layers' keys and values; it follows the schedule of ``optim``."""
     only: bool = False
     """Train encoder and layers alone, and leave the LoRA as it is (the second stage of PPD)."""
+    show: tuple[str, ...] = ()
+    """Raters (of an encoder of directions: directions) whose pictures stand beside those for nobody in
+    validation and in the gallery."""
     info_nce: float = 0.0
     """Weight of telling people apart by two drawings of their votes."""
     dispersion: float = 0.0
@@ -106,6 +111,9 @@ class PeopleConfig:
         at_least(0, {name: getattr(self, name) for name in names})
         self._check_encoder()
         self._check_directions()
+        twice = next((name for name in self.show if self.show.count(name) > 1 or name in TAKEN), None)
+        if twice is not None:
+            raise ValueError(f"show: {twice!r} would name two columns; name each person once")
 
     @property
     def drawn(self) -> DirectionConfig:
@@ -123,7 +131,7 @@ class PeopleConfig:
             raise ValueError("info_nce, dispersion and kl tell people apart, and directions are no people")
         if self.robust is not None:
             raise ValueError("robust weighs people, and directions are no people: leave it out")
-        for text in self.drawn.among:
+        for text in (*self.drawn.among, *self.show):
             parse_direction(text, self.encoder.scorers)
 
     def _check_encoder(self) -> None:

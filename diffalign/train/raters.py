@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,41 +29,12 @@ from diffalign.personalize.training import dispersion, info_nce, keep_users
 from diffalign.personalize.users import Kind, Users
 from diffalign.personalize.wanted import FOLDER
 from diffalign.policy import Policy
-from diffalign.policy.family import Cond
 from diffalign.policy.modes import evaluating
-from diffalign.policy.people import USER_SCALE, USER_TOKENS
 from diffalign.train.blocks import OptimConfig
+from diffalign.train.conditions import Conditions, first_rows, unit_conditions
 from diffalign.train.config import TrainConfig
 from diffalign.train.optim import RELATIVE
 from diffalign.train.people import PeopleConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conditions:
-    """What the rows of a batch are conditioned on of people."""
-
-    own: Cond
-    """Of those who judged: tokens (U, K, D), or one set for each row where units differ in size, and (N,)
-    scales."""
-    other: Cond | None
-    """Of another person for each unit; None unless an objective compares with one."""
-    disagrees: Tensor
-    """(N,) 1 where the other person is known to see the unit the other way round."""
-    losses: dict[str, Tensor]
-    """Scalar losses of the tokens alone, times their weights."""
-
-
-class Conditioner(Protocol):
-    """What a trainer asks of those who condition its batches."""
-
-    contrasts: bool
-    """Whether errors under another condition's tokens need a gradient."""
-
-    def conditions(self, batch: Batch, units: Sequence[int]) -> Conditions:
-        """Tokens of a batch that is on the host; ``units`` are the seeds of its rows' comparison units."""
-
-    def export(self, folder: Path) -> Path:
-        """Write what generation needs into a new folder of an export, and return it."""
 
 
 class People:
@@ -137,6 +108,15 @@ class People:
         return found
 
     # ------------------------------------------------------------------ what is given out
+
+    @torch.no_grad()
+    def tokens(self, name: str) -> Tensor:
+        """See Conditioner."""
+        row = torch.tensor([self.raters.index(name)])  # make_people has looked
+        encoder = self.adapter.encoder
+        with evaluating(encoder):
+            found: Tensor = encoder(self._everybody().take(row).to(encoder.nobody.device))[0]
+        return found
 
     def export(self, folder: Path) -> Path:
         """Write the adapter and its people into a new folder of an export, and return it.
@@ -264,6 +244,11 @@ def _check_raters(config: TrainConfig, histories: Histories, raters: Sequence[st
             f"{nameless} of {len(histories.raters)} records do not say who judged: leave them out, or train "
             "without the people block"
         )
+    strangers = [name for name in config.people.show if name not in raters] if config.people else []
+    if strangers:
+        raise DataError(
+            f"people.show names {strangers[0]!r}, who has judged nothing: name raters of the data"
+        )
     compares = any("other_error" in t.objective.needs for t in config.all_terms)
     if compares and len(raters) < 2:
         raise DataError("the objective compares people, and one person has judged all: take dpo alone")
@@ -310,42 +295,3 @@ def _trains_contrast(objective: Objective) -> bool:
         return objective.weight > 0
     inner = getattr(objective, "pair", None)
     return _trains_contrast(inner) if isinstance(inner, Objective) else True
-
-
-def first_rows(group: Tensor) -> list[int]:
-    """First row of each of U units; the rows of a unit are adjacent."""
-    found = group.tolist()
-    return [i for i, unit in enumerate(found) if i == 0 or unit != found[i - 1]]
-
-
-def unit_conditions(
-    group: Tensor,
-    own: Tensor,
-    other: Tensor | None = None,
-    against: Tensor | None = None,
-    losses: dict[str, Tensor] | None = None,
-) -> Conditions:
-    """Conditions of N rows.
-
-    Args:
-        group: (N,) unit of each row, on the host.
-        own: (U, K, D) tokens of the units.
-        other: the same of those whom they are compared with.
-        against: (U,) bool, units that the other is known to see the other way round.
-        losses: of the tokens alone.
-    """
-    disagrees = torch.zeros(len(own)) if against is None else against.float()
-    return Conditions(
-        own=_rows(own, group),
-        other=None if other is None else _rows(other, group),
-        disagrees=disagrees[group].to(own.device),
-        losses=losses or {},
-    )
-
-
-def _rows(tokens: Tensor, group: Tensor) -> Cond:
-    """Conditioning of N rows on (U, K, D) tokens of their units, one for each unit where sizes allow."""
-    sizes = group.bincount()
-    alike = bool((sizes == sizes[0]).all())
-    own = tokens if alike else tokens[group.to(tokens.device)]
-    return {USER_TOKENS: own, USER_SCALE: torch.ones(len(group), device=tokens.device)}

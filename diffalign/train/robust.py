@@ -13,8 +13,8 @@ from torch import Tensor
 from diffalign.data.loader import Batch
 from diffalign.data.records import DataError, Record
 from diffalign.personalize.robust import MaxMin, group_sums
+from diffalign.train.conditions import first_rows
 from diffalign.train.people import RobustConfig
-from diffalign.train.raters import first_rows
 
 Reduce = Callable[[Tensor], Tensor]
 

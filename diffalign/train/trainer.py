@@ -21,12 +21,13 @@ from diffalign.diffusion.corrupt import draw_seed
 from diffalign.objectives import Denoised
 from diffalign.policy import Policy
 from diffalign.train.checkpoint import CheckpointError
+from diffalign.train.conditions import Conditioner
 from diffalign.train.config import TrainConfig
 from diffalign.train.core import Core, StepHook
 from diffalign.train.forward import Forward
 from diffalign.train.metrics import StepFigures
 from diffalign.train.optim import learning_rate, set_learning_rate
-from diffalign.train.raters import Conditioner, parameter_groups
+from diffalign.train.raters import parameter_groups
 from diffalign.train.robust import GroupWeights
 from diffalign.train.run import RunFolder
 from diffalign.train.terms import Prefixed
@@ -204,6 +205,13 @@ class Trainer(Core):
     def export_further(self) -> Path | None:
         """See Core."""
         return None if self.people is None else self.people.export(self.run.export)
+
+    def shown(self) -> dict[str, Tensor]:
+        """See Core."""
+        people = self.people
+        if people is None or self.config.people is None:
+            return {}
+        return {name: people.tokens(name) for name in self.config.people.show}
 
     def further_state(self) -> dict[str, Tensor]:
         """See Core."""

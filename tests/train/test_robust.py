@@ -1,4 +1,4 @@
-"""Weights of groups in training: by hand, towards the harder group, alike after a resume and when shared out."""
+"""Weights of groups in training: by hand, towards the harder one, alike after a resume or when shared out."""
 
 from __future__ import annotations
 
