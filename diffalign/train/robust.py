@@ -30,9 +30,11 @@ class GroupWeights:
 
     def __init__(self, options: MaxMin, of: Tensor, device: torch.device | str) -> None:
         """Equal weights."""
-        self.options, self.of, self.device = options, of, device
+        self.options, self.of = options, of
+        # Apple's GPU knows no float64
+        self.device = torch.device("cpu" if torch.device(device).type == "mps" else device)
         self.count = int(of.max()) + 1
-        self.q = options.begin(self.count).to(device)
+        self.q = options.begin(self.count).to(self.device)
         """(G,) weights without the floor: the state, alike on all processes."""
         self._sums = self._counts = torch.zeros_like(self.q)
 
@@ -62,7 +64,8 @@ class GroupWeights:
 
     def saw(self, loss: Tensor, weight: Tensor, group: Tensor) -> None:
         """Take in (U,) losses of a part with their units' weights and groups."""
-        sums, _ = group_sums(loss.detach() * weight, group, self.count)
+        loss, weight, group = (x.detach().to(self.device) for x in (loss, weight, group))
+        sums, _ = group_sums(loss * weight, group, self.count)
         counts, _ = group_sums(weight, group, self.count)
         self._sums, self._counts = self._sums + sums, self._counts + counts
 
