@@ -77,12 +77,12 @@ class GroupWeights:
         """
         sums, counts = reduce_sum(torch.stack([self._sums, self._counts])).unbind()
         seen = counts > 0
-        self.q = self.options.update(self.q, sums, counts)
-        means = torch.where(seen, sums / torch.where(seen, counts, 1.0), -torch.inf)
+        means = torch.where(seen, sums / torch.where(seen, counts, 1.0), 0.0)
+        self.q = self.options.update(self.q, means, seen.to(means))
         return {
             "worst_group": self.q.argmax().float(),
             "worst_share": self.options.shares(self.q).max().float(),
-            "worst_loss": means.max().float(),
+            "worst_loss": torch.where(seen, means, -torch.inf).max().float(),
         }
 
 
