@@ -24,13 +24,17 @@ def main(
     run: Annotated[Path, typer.Argument(help="run that was trained with people or directions")],
     user: Annotated[list[str] | None, typer.Option(help="somebody of the run's people; several")] = None,
     direction: Annotated[list[str] | None, typer.Option(help="several; these where no user is named")] = None,
+    user_guidance: Annotated[float, typer.Option(help="guidance of its own for people")] = 1.0,
     prompts: Annotated[int, typer.Option(help="held-out prompts of the shapes world")] = 12,
     scorers: Annotated[str, typer.Option(help="judges, joined by commas")] = "shapes-large,shapes-dark",
     out: Annotated[Path, typer.Option(help="the page")] = Path("samples/gallery-people.html"),
 ) -> None:
     """Draw what the gallery shows, and write it."""
     base = str(read_config(run)["policy"]["model"])
-    who = People(user=tuple(user or ()), direction=tuple(direction or ([] if user else TASTES)))
+    who = People(
+        user=tuple(user or ()), direction=tuple(direction or ([] if user else TASTES)),
+        user_guidance=user_guidance,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "prompts.txt"
         write_text(file, "\n".join(str(p) for p in world_prompts("large", prompts, "heldout")) + "\n")

@@ -28,7 +28,8 @@ Two more runs train an ordinary LoRA on the labels of one scorer each: same pair
 {steps} steps of {batch} pairs. Pictures are of {prompts} held-out prompts with {seeds} seeds each; gains are
 over the base with the same prompt and seed, in its seed-to-seed s.d.; 95 % intervals resample prompts; win
 rates count gains within 0.25 s.d. as ties. The scorers are exact and are those that were trained on: this
-shows whether directions steer, not whether the scorers are right.
+shows whether directions steer, not whether the scorers are right. Directions have a guidance of their own
+(`--user-guidance {guidance:g}`: the strength that was trained), beside 4 for the prompt.
 
 ![gains of both scorers](directions.png)
 
@@ -41,7 +42,7 @@ shows whether directions steer, not whether the scorers are right.
 * *1:-1* and *-1:1* lie beyond what was drawn: nothing holds the model there.
 
 ```
-diffalign generate RUN --direction {a}=3,{b}=1 --prompt "a red circle on a blue background"
+diffalign generate RUN --direction {a}=3,{b}=1 --user-guidance {guidance:g} --prompt "a red circle"
 ```
 """
 HEAD = ("direction", "drawn", "gain of {a}", "win rate", "gain of {b}", "win rate", "obedience")
@@ -75,6 +76,7 @@ def page(options: StudyOptions, scores: Scores) -> str:
     return TEXT.format(
         a=a, b=b, among=", ".join(f"*{n}*" for n in named), model=f"`{options.model}`", images=options.images,
         steps=options.steps, batch=options.batch, prompts=options.prompts, seeds=options.seeds,
+        guidance=options.user_guidance,
         table=_table(options, scores), first=_course(falling[::-1], "fall"), second=_course(rising, "rise"),
         gap_a=_shown(against(scores, a, "1:0")), gap_b=_shown(against(scores, b, "0:1")),
     )  # fmt: skip

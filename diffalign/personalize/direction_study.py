@@ -56,6 +56,9 @@ class StudyOptions:
     """Pictures of each; the difference between two is the unit of gains."""
     rate: float = 1e-3
     """Learning rate of the LoRA."""
+    user_guidance: float = 1.0
+    """Guidance of its own for the direction: 1 is the strength that was trained, while in the usual guidance
+    by 4 the direction, of which the unconditional branch knows nothing, would count 4 times."""
     direction_rate: float = 2e-3
     """Learning rate of encoder and layers."""
 
@@ -104,7 +107,9 @@ def study(options: StudyOptions, runs: Path, say: Say) -> Scores:
     def of_run(name: str, direction: str = "") -> Tensor:
         opened = open_any(str(runs / name))
         if direction:
-            attach_wanted(opened.pipeline, runs / name, Wanted(direction=direction))
+            attach_wanted(
+                opened.pipeline, runs / name, Wanted(direction=direction, guidance=options.user_guidance)
+            )
         return generate(opened, prompts, seeds, sampling)
 
     wanted: dict[str, Callable[[], Tensor]] = {BASE: base, NO_DIRECTION: partial(of_run, DIRECTED)}
