@@ -25,7 +25,8 @@ Written by `training/directions.py`.
 {images} pictures of the base ({model}) are compared in pairs by two scorers, {a} and {b}. One run trains with
 directions over both: each pair draws a direction by its seed and is labelled for it. Only {among} are drawn.
 Two more runs train an ordinary LoRA on the labels of one scorer each: same pairs, objective (DPO), rank,
-{steps} steps of {batch} pairs. Pictures are of {prompts} held-out prompts with {seeds} seeds each; gains are
+{steps} steps of {batch} pairs; learning rates are {rate:g} for the LoRAs, {encoder_rate:g} for the encoder of
+directions and {branch_rate:g} for its layers. Pictures are of {prompts} held-out prompts with {seeds} seeds each; gains are
 over the base with the same prompt and seed, in its seed-to-seed s.d.; 95 % intervals resample prompts; win
 rates count gains within 0.25 s.d. as ties. The scorers are exact and are those that were trained on: this
 shows whether directions steer, not whether the scorers are right. Directions have a guidance of their own
@@ -76,7 +77,8 @@ def page(options: StudyOptions, scores: Scores) -> str:
     return TEXT.format(
         a=a, b=b, among=", ".join(f"*{n}*" for n in named), model=f"`{options.model}`", images=options.images,
         steps=options.steps, batch=options.batch, prompts=options.prompts, seeds=options.seeds,
-        guidance=options.user_guidance,
+        guidance=options.user_guidance, rate=options.rate, encoder_rate=options.encoder_rate,
+        branch_rate=options.branch_rate,
         table=_table(options, scores), first=_course(falling[::-1], "fall"), second=_course(rising, "rise"),
         gap_a=_shown(against(scores, a, "1:0")), gap_b=_shown(against(scores, b, "0:1")),
     )  # fmt: skip

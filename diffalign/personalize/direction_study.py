@@ -59,9 +59,9 @@ class StudyOptions:
     user_guidance: float = 1.0
     """Guidance of its own for the direction: 1 is the strength that was trained, while in the usual guidance
     by 4 the direction, of which the unconditional branch knows nothing, would count 4 times."""
-    encoder_rate: float = 3e-4
+    encoder_rate: float = 2e-3
     """Learning rate of the encoder of directions."""
-    branch_rate: float = 1e-3
+    branch_rate: float = 2e-3
     """Learning rate of the layers' keys and values."""
 
     @property
@@ -132,7 +132,7 @@ def recipes(options: StudyOptions, cache: Path) -> dict[str, dict[str, Any]]:
         "evaluate": {"prompts": 0},
     }  # fmt: skip
     people = {
-        "encoder": {"name": "direction", "scorers": list(options.axes), "tokens": 4, "width": 128},
+        "encoder": {"name": "direction", "scorers": list(options.axes), "width": 128},
         "directions": {"among": options.among},
         "encoder_rate": options.encoder_rate,
         "branch_rate": options.branch_rate,
