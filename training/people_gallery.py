@@ -41,7 +41,8 @@ def main(
         asked = Asked(
             models=(base, f"nobody={run}"), prompts=str(file), part="all", seeds=2, people=who,
             # the prompts are held out; a run on data in memory cannot say so itself
-            allow_contaminated=True, scorers=tuple(scorers.split(",")), output=Path(folder) / "several-people",
+            allow_contaminated=True, scorers=tuple(scorers.split(",")),
+            output=Path(folder) / "several-people",
         )  # fmt: skip
         evaluate_models(asked)
         write_text(out, (asked.output / "gallery.html").read_text(encoding="utf-8"))
