@@ -37,7 +37,9 @@ beside 4 for the prompt.
 
 {table}
 
-* From {a} to {b}: gains of {a} {first}, gains of {b} {second}. *3:1* and *1:3* were never drawn in training.
+* From {a} to {b}: gains of {a} {first} (win rates {first_won}), gains of {b} {second} (win rates
+  {second_won}). *3:1* and *1:3* were never drawn in training. A picture that shows nothing of its prompt scores
+  low, so that mean gains fall with obedience; win rates know better how many pictures follow.
 * Against one model per reward: the directed model at 1:0 gains {gap_a} s.d. of {a} over the model that was
   trained on it alone, and at 0:1 {gap_b} s.d. of {b} (paired by prompt and seed; below 0, one for all
   costs something).
@@ -52,6 +54,7 @@ HEAD = ("direction", "drawn", "gain of {a}", "win rate", "gain of {b}", "win rat
 
 def write_page(options: StudyOptions, scores: Scores, folder: Path) -> None:
     """Write directions.md, .json and .png into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
     found = {axis: compared(scores, axis) for axis in options.axes}
     write_text(folder / "directions.md", page(options, scores))
     content = {
@@ -74,6 +77,7 @@ def page(options: StudyOptions, scores: Scores) -> str:
     a, b = options.axes
     first, second = (compared(scores, axis) for axis in options.axes)
     falling, rising = ([by[n].mean_gain_sd.value for n in options.between] for by in (first, second))
+    lost, won = ([by[n].win_rate.value for n in options.between] for by in (first, second))
     named = ("1:0", "1:1", "0:1")
     return TEXT.format(
         a=a, b=b, among=", ".join(f"*{n}*" for n in named), model=f"`{options.model}`", images=options.images,
@@ -81,6 +85,7 @@ def page(options: StudyOptions, scores: Scores) -> str:
         guidance=options.user_guidance, rate=options.rate, encoder_rate=options.encoder_rate,
         branch_rate=options.branch_rate,
         table=_table(options, scores), first=_course(falling[::-1], "fall"), second=_course(rising, "rise"),
+        first_won=_course(lost[::-1], "fall"), second_won=_course(won, "rise"),
         gap_a=_shown(against(scores, a, "1:0")), gap_b=_shown(against(scores, b, "0:1")),
     )  # fmt: skip
 
