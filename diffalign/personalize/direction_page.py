@@ -38,8 +38,8 @@ beside 4 for the prompt.
 {table}
 
 * From {a} to {b}: gains of {a} {first} (win rates {first_won}), gains of {b} {second} (win rates
-  {second_won}). *3:1* and *1:3* were never drawn in training. A picture that shows nothing of its prompt scores
-  low, so that mean gains fall with obedience; win rates know better how many pictures follow.
+  {second_won}). *3:1* and *1:3* were never drawn in training. A picture that shows nothing of its prompt
+  scores low, so that mean gains fall with obedience; win rates know better how many pictures follow.
 * Against one model per reward: the directed model at 1:0 gains {gap_a} s.d. of {a} over the model that was
   trained on it alone, and at 0:1 {gap_b} s.d. of {b} (paired by prompt and seed; below 0, one for all
   costs something).
