@@ -19,6 +19,8 @@ from diffalign.world.votes import world_prompts
 
 TASTES = ["shapes-large=1", "shapes-large=1,shapes-dark=1", "shapes-dark=1", "shapes-large=1,shapes-dark=-1"]
 
+JUDGE, TRAINED_ON = "pickscore=samples/shapes/scorer", "shapes-large,shapes-dark"
+
 
 def main(
     run: Annotated[Path, typer.Argument(help="run that was trained with people or directions")],
@@ -26,7 +28,8 @@ def main(
     direction: Annotated[list[str] | None, typer.Option(help="several; these where no user is named")] = None,
     user_guidance: Annotated[float, typer.Option(help="guidance of its own for people")] = 1.0,
     prompts: Annotated[int, typer.Option(help="held-out prompts of the shapes world")] = 12,
-    scorers: Annotated[str, typer.Option(help="judges, joined by commas")] = "shapes-large,shapes-dark",
+    scorers: Annotated[str, typer.Option(help="held-out judges, joined by commas")] = JUDGE,
+    trained_on: Annotated[str, typer.Option(help="judges that the run was trained on")] = TRAINED_ON,
     out: Annotated[Path, typer.Option(help="the page")] = Path("samples/gallery-people.html"),
 ) -> None:
     """Draw what the gallery shows, and write it."""
@@ -42,6 +45,7 @@ def main(
             models=(base, f"nobody={run}"), prompts=str(file), part="all", seeds=2, people=who,
             # the prompts are held out; a run on data in memory cannot say so itself
             allow_contaminated=True, scorers=tuple(scorers.split(",")),
+            trained_on=tuple(trained_on.split(",")),
             output=Path(folder) / "several-people",
         )  # fmt: skip
         evaluate_models(asked)
