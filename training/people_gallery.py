@@ -45,7 +45,7 @@ def main(
             models=(base, f"nobody={run}"), prompts=str(file), part="all", seeds=2, people=who,
             # the prompts are held out; a run on data in memory cannot say so itself
             allow_contaminated=True, scorers=tuple(scorers.split(",")),
-            trained_on=tuple(trained_on.split(",")),
+            trained_on=tuple(filter(None, trained_on.split(","))),
             output=Path(folder) / "several-people",
         )  # fmt: skip
         evaluate_models(asked)
