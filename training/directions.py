@@ -15,10 +15,10 @@ from diffalign.personalize.direction_study import StudyOptions, study
 
 
 def main(
-    steps: Annotated[int, typer.Option(help="optimizer steps of each run")] = 120,
+    steps: Annotated[int, typer.Option(help="optimizer steps of each run")] = 200,
     prompts: Annotated[int, typer.Option(help="held-out prompts")] = 32,
-    encoder_rate: Annotated[float, typer.Option(help="learning rate of the encoder of directions")] = 2e-3,
-    branch_rate: Annotated[float, typer.Option(help="learning rate of the layers' keys and values")] = 2e-3,
+    encoder_rate: Annotated[float, typer.Option(help="learning rate of the encoder of directions")] = 1e-3,
+    branch_rate: Annotated[float, typer.Option(help="learning rate of the layers' keys and values")] = 1e-3,
     runs: Annotated[Path, typer.Option(help="folder of runs; goes on where they stopped")] = Path(
         "outputs/directions"
     ),

@@ -47,7 +47,7 @@ class StudyOptions:
     """The two scorers."""
     images: int = 600
     """Pictures of the base that are labelled, 8 of each prompt."""
-    steps: int = 120
+    steps: int = 200
     """Optimizer steps of each of the three runs."""
     batch: int = 16
     prompts: int = 32
@@ -59,9 +59,9 @@ class StudyOptions:
     user_guidance: float = 1.0
     """Guidance of its own for the direction: 1 is the strength that was trained, while in the usual guidance
     by 4 the direction, of which the unconditional branch knows nothing, would count 4 times."""
-    encoder_rate: float = 2e-3
+    encoder_rate: float = 1e-3
     """Learning rate of the encoder of directions."""
-    branch_rate: float = 2e-3
+    branch_rate: float = 1e-3
     """Learning rate of the layers' keys and values."""
 
     @property
@@ -136,6 +136,7 @@ def recipes(options: StudyOptions, cache: Path) -> dict[str, dict[str, Any]]:
         "directions": {"among": options.among},
         "encoder_rate": options.encoder_rate,
         "branch_rate": options.branch_rate,
+        "only": True,  # a LoRA beside it would learn what all directions share, and leave them the rest
     }
     return {DIRECTED: common | {"people": people}, **{axis: common for axis in options.axes}}
 
