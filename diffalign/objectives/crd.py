@@ -62,7 +62,7 @@ class CRD(OnlineObjective[Denoised]):
         """Check ranges, and ask for the reference only where it has a weight."""
         for name in ("beta", "adv_max", "temperature"):
             self._require(0 < getattr(self, name) < math.inf, name, "above 0 and finite")
-        self._require(1 <= self.kl_guidance < math.inf, "kl_guidance", "at least 1 and finite")
+        self._require(0 < self.kl_guidance < math.inf, "kl_guidance", "above 0 and finite")
         self._require(self.kl == 0 or 1e-4 <= self.kl < math.inf, "kl", "0, or 1e-4 or more and finite")
         if self.kl:
             self._declare(needs=self.needs | {"ref_pred"}, needs_reference=True)

@@ -80,7 +80,7 @@ REFUSED: list[tuple[str, list[str], dict[str, Any], str]] = [
     ("grpo", ["combination.how=pareto"], {"rewards": alike(weight=2.0)}, "weight at 1"),
     ("online_pairs", ["combination.how=pareto"], {"rewards": alike()}, r"set objective\.rule to pareto"),
     ("grpo", [], {"rewards": alike("dark")}, r"set combination\.how=pareto"),
-    ("crd", ["objective.kl_guidance=0.5"], {}, r"crd\.kl_guidance is 0\.5"),
+    ("crd", ["objective.kl_guidance=0"], {}, r"crd\.kl_guidance is 0"),
     ("grpo", ["combination.how=gated"], {}, "gated needs a check and at least one other reward"),
     ("grpo", ["patience=0.0"], {}, "patience is 0"),
     # pairs
