@@ -23,7 +23,9 @@ TRIES = 50
 class PopulationConfig:
     """Simulated people of some tastes, a part of whom is held out; person i has taste i modulo their number."""
 
-    tastes: tuple[str, ...] = ("dark", "light", "large", "small", "warm", "cool", "saturated", "pale")
+    tastes: tuple[str, ...] = (
+        "dark", "light", "warm", "cool", "dark+warm", "dark+cool", "light+warm", "light+cool",
+    )  # fmt: skip
     """Named tastes, and sums of them (large+dark); see docs/shapes_world.md."""
     people: int = 200
     """How many there are."""
@@ -31,9 +33,12 @@ class PopulationConfig:
     """How many of them, the last ones, never vote on what is trained on."""
     votes: int = 30
     """Votes of each person on pairs of pictures of one prompt, drawn at random; ties are replaced."""
+    apart: int = 8
+    """Of the pictures of each prompt (per_prompt) so many are shown to those who are held out, and only to
+    them."""
     individual: float = 0.25
     """Scale of what is a person's own, over the axes of all tastes; the taste's scale is 1."""
-    temperature: float = 0.4
+    temperature: float = 0.2
     """Noise of the votes (Bradley-Terry), in s.d. of the taste."""
     careless_people: int = 0
     """How many vote at random half of the time."""
@@ -48,9 +53,10 @@ class PopulationConfig:
         """
         for taste in self.tastes:
             taste_weights(taste)
-        if len(self.tastes) < 2 or self.votes < 1:
+        if len(self.tastes) < 2 or self.votes < 1 or self.apart < 2:
             raise ValueError(
-                f"population has {len(self.tastes)} tastes and {self.votes} votes of each; it needs 2 and 1"
+                f"population has {len(self.tastes)} tastes, {self.votes} votes of each and {self.apart} pictures "
+                "apart; it needs at least 2, 1 and 2"
             )
         if not 0 <= self.held_out < self.people or not 0 <= self.careless_people <= self.people:
             raise ValueError(
@@ -62,7 +68,7 @@ class PopulationConfig:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """All axes that a taste weighs, in a fixed order."""
+        """All axes that some taste weighs, in a fixed order."""
         return tuple(dict.fromkeys(axis for taste in self.tastes for axis in taste_weights(taste)))
 
     def raters(self) -> dict[str, Rater]:
@@ -124,12 +130,11 @@ def taste_weights(name: str) -> dict[str, float]:
     return {axis: weight / length for axis, weight in found.items()}
 
 
-def population_prompts(config: PopulationConfig, split: Split) -> list[Prompt]:
-    """All one-object prompts of a split that leave every axis of every taste open, in a fixed order."""
+def population_prompts(split: Split) -> list[Prompt]:
+    """Prompts of a split that say colour and shape alone, and so leave every axis of every taste open."""
     from diffalign.world.grammar import single_prompts
-    from diffalign.world.raters import is_closed
 
-    return [p for p in single_prompts(split) if not any(is_closed(axis, p) for axis in config.axes)]
+    return [p for p in single_prompts(split) if p.size is None and p.background is None]
 
 
 def votes_of(
