@@ -1,8 +1,8 @@
 """An encoder of votes learns to foretell votes before a denoiser learns from it: seconds instead of hours.
 
-Through the loss of a denoiser an encoder learns slowly, for the errors of noisy latents say little of a vote. A
-reward that is linear in the features, with weights that are a linear map of the tokens, says all of it (PAL's and
-VPL's stage before alignment, arXiv:2408.10075). Only the encoder is kept.
+Through the loss of a denoiser an encoder learns slowly, for the errors of noisy latents say little of a vote.
+A reward that is linear in the features, with weights that are a linear map of the tokens, says all of it (the
+reward model that VPL learns before it aligns anything, arXiv:2408.10075). Only the encoder is kept.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def foretell(
         known = known.to(device)
         loss = (F.softplus(-margins) * known).sum() / known.sum()
         if not bool(loss.detach().isfinite()):
-            raise FloatingPointError(f"foretelling votes gives a loss of {float(loss.detach())} at step {step}")
+            raise FloatingPointError(
+                f"foretelling votes gives a loss of {float(loss.detach())} at step {step}"
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -87,7 +89,7 @@ def foretell(
 def _batch(
     histories: Histories, features: Mapping[int, PairFeatures], votes: int, rng: np.random.Generator
 ) -> tuple[About, Tensor, Tensor]:
-    """PEOPLE as (About, (B, Q, F) gaps of winner and loser of their other votes, (B, Q) 1 where there is one)."""
+    """About of B people, (B, Q, F) gaps of winner and loser of their other votes, and (B, Q) 1 where one is."""
     people, most = histories.people, int(rng.integers(1, votes + 1))
     supports, gaps = [], []
     for _ in range(100 * PEOPLE):

@@ -1,7 +1,7 @@
 """Does it help? A population of simulated people, both stages of PPD, and everything measured on the unseen.
 
-The judge of each person is their own noise-free utility: nothing has learnt from it. Pictures are of prompts and
-seeds that nobody voted on, the same for everybody; votes that describe the unseen are on pictures apart.
+The judge of each person is their own noise-free utility: nothing has learnt from it. Pictures are of prompts
+and seeds that nobody voted on, the same for everybody; votes that describe the unseen are on pictures apart.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ WORDS = {"warm": ("red", "yellow"), "cool": ("blue", "cyan")}
 class StudyOptions:
     """What is measured."""
 
-    prompts: int = 6
+    prompts: int = 7
     """Held-out prompts, one picture of each for every person."""
     curve_prompts: int = 3
     """Of them so many for the curve over votes, for seen people and for baselines of tokens."""
@@ -113,8 +113,11 @@ class Study:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """Held-out prompts of the study."""
-        return tuple(str(p) for p in population_prompts("heldout")[: self.options.prompts])
+        """Held-out prompts of the study, evenly out of all."""
+        every = population_prompts("heldout")
+        return tuple(str(p) for p in every[:: max(1, len(every) // self.options.prompts)])[
+            : self.options.prompts
+        ]
 
     # ------------------------------------------------------------------ training
 
@@ -134,6 +137,12 @@ class Study:
             self._run(f"lora-{name}", recipe, [r for r in self.votes(names) if r.rater == name])
         return names
 
+    def lora_seconds(self, names: Sequence[str]) -> float:
+        """CPU seconds of the LoRAs of all of them."""
+        return sum(
+            float(json.loads((self.root / f"lora-{n}" / "cost.json").read_text())["cpu"]) for n in names
+        )
+
     def _run(self, name: str, recipe: Mapping[str, Any], records: Sequence[Record] | None = None) -> float:
         """CPU seconds of a run, made or finished where it has not ended."""
         from diffalign.train.align import align
@@ -147,7 +156,11 @@ class Study:
                 shutil.rmtree(folder)  # cut short before its first checkpoint
             start, wall = time.process_time(), time.monotonic()
             align(whole, records=records, resume=folder if going_on else None)
-            seconds = {"cpu": time.process_time() - start, "wall": time.monotonic() - wall, "resumed": going_on}
+            seconds = {
+                "cpu": time.process_time() - start,
+                "wall": time.monotonic() - wall,
+                "resumed": going_on,
+            }
             write_bytes(cost, (json.dumps(seconds) + "\n").encode())
         return float(json.loads(cost.read_text())["cpu"])
 
@@ -160,7 +173,9 @@ class Study:
 
         config, policy = self.config, load_policy(self.config.policy.model)
         assert config.data.world is not None
-        return crowd_records(policy, config.data.world, names, Path(config.data.cache), sampling=self.sampling)
+        return crowd_records(
+            policy, config.data.world, names, Path(config.data.cache), sampling=self.sampling
+        )
 
     def known(self, names: Sequence[str]) -> Known:
         """Votes of some people in the features of the second stage."""
@@ -172,12 +187,14 @@ class Study:
         histories = Histories(records, image_names(records))
         return Known(histories, embed_pairs(records, histories, scorers.load_spec(spec)))
 
-    def studio(self) -> Studio:
-        """Pipeline with LoRA and people."""
+    def studio(self, lora: str = EVERYBODY, users: bool = True) -> Studio:
+        """Pipeline with the LoRA of a run, and with people."""
         shelf = Shelf(folder=self.root / "pictures", prompts=self.prompts, sampling=self.sampling)
-        model = self.config.policy.model
-        single = self.root / SINGLE / "export"
-        return open_studio(model, self.root / EVERYBODY / "export", single / "users", shelf)
+        policy = self.config.policy
+        assert policy.adapter is not None  # a LoRA is what all recipes with people train
+        adapter = replace(policy.adapter, init_from=str(self.root / lora / "export"))
+        folder = self.root / SINGLE / "export" / "users" if users else None
+        return open_studio(policy.model, adapter, folder, shelf)
 
     # ------------------------------------------------------------------ pictures
 
@@ -208,15 +225,8 @@ class Study:
 
     def lora_pictures(self, names: Sequence[str]) -> dict[str, Tensor]:
         """(P, 3, H, W) pictures of each person's own LoRA."""
-        from diffalign.policy import load_policy
-
-        found = {}
-        for name in names:
-            shelf = Shelf(folder=self.root / "pictures", prompts=self.prompts, sampling=self.sampling)
-            adapter = {"init_from": str(self.root / f"lora-{name}" / "export")}
-            policy = load_policy(self.config.policy.model, adapter)
-            found[name] = Studio(policy=policy, attached=None, shelf=shelf).said(f"lora-{name}", self.prompts)
-        return found
+        runs = {name: f"lora-{name}" for name in names}
+        return {n: self.studio(run, users=False).said(run, self.prompts) for n, run in runs.items()}
 
     def opposites(self) -> list[tuple[str, str]]:
         """Unseen people of two pairs of opposite tastes, the first of each."""

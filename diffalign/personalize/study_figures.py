@@ -88,11 +88,15 @@ def figures(jury: Jury, pictures: Mapping[str, Tensor], votes: Sequence[int], ma
         "mean of the nearest seen people": jury.over_base(jury.own(unseen, pictures["nearest"])),
         "taste written into the prompt": jury.over_base(said(jury, pictures)),
     }
-    curve, grid, matrix = curve_of(jury, pictures, votes), tastes(jury, pictures[f"votes-{main}"]), None
+    curve, grid = curve_of(jury, pictures, votes), tastes(jury, pictures[f"votes-{main}"])
     matrix = retrieval(jury, pictures[f"votes-{main}"])
     return {
-        "rates": {name: _rate(found) for name, found in rates.items()},
-        "curve": {"votes": list(curve.votes), "rates": [_rate(r) for r in curve.rates], "gain": asdict(curve.gain)},
+        "rates": {name: rate_json(found) for name, found in rates.items()},
+        "curve": {
+            "votes": list(curve.votes),
+            "rates": [rate_json(r) for r in curve.rates],
+            "gain": asdict(curve.gain),
+        },
         "obedience": obedience(jury, pictures, main),
         "tastes": _matrix(grid),
         "people": _matrix(matrix) | {"table": None},
@@ -154,7 +158,11 @@ def retrieval(jury: Jury, pictures: Tensor) -> Confusion:
 
 def obedience(jury: Jury, pictures: Mapping[str, Tensor], main: int) -> dict[str, float]:
     """Share of pictures that show what their prompt asks."""
-    shown = {"base": pictures["base"][:, 0], "everybody": pictures["population"], "single": pictures[f"votes-{main}"]}
+    shown = {
+        "base": pictures["base"][:, 0],
+        "everybody": pictures["population"],
+        "single": pictures[f"votes-{main}"],
+    }
     return {name: float(_obeys(x, jury.prompts).mean()) for name, x in shown.items()} | {
         "base, all seeds": float(_obeys(pictures["base"].transpose(0, 1), jury.prompts).mean())
     }
@@ -188,7 +196,8 @@ def _obeys(pictures: Tensor, prompts: Sequence[str]) -> Floats:
     return out
 
 
-def _rate(found: PersonalRate) -> dict[str, Any]:
+def rate_json(found: PersonalRate) -> dict[str, Any]:
+    """A rate as JSON; who is worst served has no name there."""
     return {
         "value": found.value, "low": found.low, "high": found.high, "people": found.people,
         "worst": found.worst_rate, "below_half": found.below_half,

@@ -15,6 +15,7 @@ from diffalign.personalize.encoders import UserEncoder
 from diffalign.personalize.guidance import Condition, each
 from diffalign.personalize.pipeline import Attached
 from diffalign.policy import Policy
+from diffalign.policy.lora import AdapterConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +137,8 @@ class Studio:
         return torch.cat(parts)
 
 
-def open_studio(model: str, lora: Path, users: Path, shelf: Shelf) -> Studio:
-    """Load a pipeline with the LoRA for all people and the adapter of single ones.
+def open_studio(model: str, lora: AdapterConfig, users: Path | None, shelf: Shelf) -> Studio:
+    """Load a pipeline with a LoRA, and with the adapter of single people where there is one.
 
     Raises:
         FileNotFoundError: one of them is missing.
@@ -145,5 +146,6 @@ def open_studio(model: str, lora: Path, users: Path, shelf: Shelf) -> Studio:
     from diffalign.personalize.pipeline import attach
     from diffalign.policy import load_policy
 
-    policy = load_policy(model, {"init_from": str(lora)})
-    return Studio(policy=policy, attached=attach(policy.pipeline, users), shelf=shelf)
+    policy = load_policy(model, lora)
+    attached = None if users is None else attach(policy.pipeline, users)
+    return Studio(policy=policy, attached=attached, shelf=shelf)

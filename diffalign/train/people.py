@@ -33,7 +33,7 @@ class PeopleConfig:
     only: bool = False
     """Train encoder and layers alone, and leave the LoRA as it is (the second stage of PPD)."""
     foretell: int = 0
-    """Steps in which an encoder of votes first learns to foretell votes, without the model: seconds; 0 none."""
+    """Steps in which an encoder of votes first learns to foretell votes, without the model; 0 none."""
     info_nce: float = 0.0
     """Weight of telling people apart by two drawings of their votes."""
     dispersion: float = 0.0

@@ -1,7 +1,8 @@
 """Towers of the shapes world that see what the oracle measures: features for encoders of votes.
 
-The shipped scorer has learnt words and one taste, and hardly sees shade or saturation; whoever wants to know what
-an encoder of people can do, and not what a picture tower lets it see, names ``diffalign.world.measured:measured``.
+The shipped scorer has learnt words and one taste, and hardly sees shade or saturation; whoever wants to know
+what an encoder of people can do, and not what a picture tower lets it see, names
+``diffalign.world.measured:measured``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ WIDTH = len(AXES) + len(WORDS) + 1
 
 
 class Measured(ScorerBase):
-    """Unit features of pictures (the axes that people may care for) and of prompts (their words); no score."""
+    """Unit features of pictures (axes that people may care for) and of prompts (their words); no score."""
 
     name = "shapes-measured"
     differentiable = False

@@ -1,4 +1,4 @@
-"""A population with tastes: people who share one in part, and their votes on pictures that all of them see."""
+"""A population with tastes: people who share one in part, and their votes on pictures that all see."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TRIES = 50
 
 @dataclass(frozen=True, kw_only=True)
 class PopulationConfig:
-    """Simulated people of some tastes, a part of whom is held out; person i has taste i modulo their number."""
+    """Simulated people of some tastes, some of them held out; person i has taste i modulo their number."""
 
     tastes: tuple[str, ...] = (
         "dark", "light", "warm", "cool", "dark+warm", "dark+cool", "light+warm", "light+cool",
@@ -55,8 +55,8 @@ class PopulationConfig:
             taste_weights(taste)
         if len(self.tastes) < 2 or self.votes < 1 or self.apart < 2:
             raise ValueError(
-                f"population has {len(self.tastes)} tastes, {self.votes} votes of each and {self.apart} pictures "
-                "apart; it needs at least 2, 1 and 2"
+                f"population has {len(self.tastes)} tastes, {self.votes} votes of each and {self.apart} "
+                "pictures apart; it needs at least 2, 1 and 2"
             )
         if not 0 <= self.held_out < self.people or not 0 <= self.careless_people <= self.people:
             raise ValueError(

@@ -109,8 +109,8 @@ def crowd_records(
 ) -> list[Record]:
     """Votes of people of ``config.population``: of those who are trained on, or of those who are held out.
 
-    ``config.per_prompt`` pictures of every prompt are made, whatever ``config.images`` says; those who are held
-    out see pictures that the others never do.
+    ``config.per_prompt`` pictures of every prompt are made, whatever ``config.images`` says; those who are
+    held out see pictures that the others never do.
 
     Raises:
         ValueError: the config has no population, or somebody can hardly decide anything.
@@ -123,9 +123,13 @@ def crowd_records(
     pictures = generate_base(policy, texts, seeds, sampling or Sampling(), cache, progress)
     cut, raters = config.per_prompt - people.apart, people.raters()
     parts = []
-    for number, (group, shown) in enumerate(((people.seen, pictures[:, :cut]), (people.unseen, pictures[:, cut:]))):
+    for number, (group, shown) in enumerate(
+        ((people.seen, pictures[:, :cut]), (people.unseen, pictures[:, cut:]))
+    ):
         some = {name: raters[name] for name in group if name in set(names)}
-        parts += votes_of(some, prompts, shown, people.votes, [config.seed, people.seed, number]) if some else []
+        parts += (
+            votes_of(some, prompts, shown, people.votes, [config.seed, people.seed, number]) if some else []
+        )
     return parts
 
 
