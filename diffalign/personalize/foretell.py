@@ -89,7 +89,7 @@ def foretell(
 def _batch(
     histories: Histories, features: Mapping[int, PairFeatures], votes: int, rng: np.random.Generator
 ) -> tuple[About, Tensor, Tensor]:
-    """About of B people, (B, Q, F) gaps of winner and loser of their other votes, and (B, Q) 1 where one is."""
+    """About of B people, (B, Q, F) winners less losers of their other votes, (B, Q) 1 where there is one."""
     people, most = histories.people, int(rng.integers(1, votes + 1))
     supports, gaps = [], []
     for _ in range(100 * PEOPLE):

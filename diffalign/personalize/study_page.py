@@ -50,15 +50,15 @@ INTRODUCTION = """# People: does it help
 
 Written by `training/people.py`; settings are in `training/people.yaml`, words in [people.md](people.md).
 
-Simulated people, each with the weights of one of eight tastes (four pairs of opposites: shade, warmth, and sums
-of both) and a part of their own, vote with noise on pictures of the base. The last of them are held out: nothing
-is trained on their votes, and what is known of them is k votes on pictures that nobody else saw. The encoder of
-votes reads what the oracle measures of a picture (`diffalign.world.measured`), since the shipped scorer's towers
-do not see shade; so the figures are of the encoder, the layers and their training, and not of a tower.
+Simulated people, each with the weights of one of eight tastes (four pairs of opposites: shade, warmth, and
+sums of both) and a part of their own, vote with noise on pictures of the base. The last of them are held out:
+nothing is trained on their votes, and what is known of them is k votes on pictures that nobody else saw. The
+encoder of votes reads what the oracle measures of a picture (`diffalign.world.measured`), since the towers of
+the shipped scorer hardly see shade; so the figures are of encoder, layers and training, and not of a tower.
 
 Every figure is a mean over people, with an interval that resamples people. The judge is each person's own
-utility without noise. Prompts are held out from training, leave all axes open, and are the same for everybody,
-as are the seeds. A win is a gain above 0.25 s.d. of the base by that judge; ties count half.
+utility without noise. Prompts are held out from training, leave all axes open, and are the same for all, as are
+the seeds. A win is a gain above 0.25 s.d. of the base by that judge; ties count half.
 """
 
 
@@ -100,10 +100,10 @@ def _gain(found: Mapping[str, float]) -> str:
 def _specific(of: Mapping[str, Any]) -> str:
     tastes, people = of["tastes"], of["people"]
     return (
-        f"The judge of a taste likes the pictures made for it best for {_share(tastes['top1'])} of the tastes "
-        f"(chance {1 / len(tastes['names']):.0%}); own less others' {_interval(tastes['margin'])} s.d. Among "
-        f"pictures for all {len(people['names'])} people, one's own are best for {_share(people['top1'])} "
-        f"(chance {1 / len(people['names']):.1%}) and among the best five for {_share(people['top5'])}; people "
+        f"The judge of a taste likes the pictures made for it best for {_share(tastes['top1'])} of the "
+        f"tastes (chance {1 / len(tastes['names']):.0%}); own less others' {_interval(tastes['margin'])} s.d. "
+        f"Among pictures for all {len(people['names'])} people, one's own are best for "
+        f"{_share(people['top1'])} (chance {1 / len(people['names']):.1%}) and among the best five for {_share(people['top5'])}; people "
         "of one taste want nearly the same."
     )
 
@@ -158,8 +158,8 @@ def as_curve(found: Mapping[str, Any]) -> Curve:
     """A curve from its JSON."""
     rates = tuple(
         PersonalRate(
-            value=r["value"], low=r["low"], high=r["high"], people=r["people"], by_person={"worst": r["worst"]},
-            worst="worst", below_half=r["below_half"],
+            value=r["value"], low=r["low"], high=r["high"], people=r["people"],
+            by_person={"worst": r["worst"]}, worst="worst", below_half=r["below_half"],
         )
         for r in found["rates"]
     )  # fmt: skip
