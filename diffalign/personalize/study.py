@@ -6,6 +6,7 @@ and seeds that nobody voted on, the same for everybody; votes that describe the 
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import shutil
@@ -29,7 +30,7 @@ from diffalign.personalize.history import Histories
 from diffalign.personalize.new_user import encode, nearest_mean
 from diffalign.personalize.study_pictures import Shelf, Studio, open_studio
 from diffalign.train.config import TrainConfig
-from diffalign.world.population import PopulationConfig, population_prompts
+from diffalign.world.population import PopulationConfig, population_prompts, taste_weights
 
 log = logging.getLogger(__name__)
 
@@ -37,21 +38,21 @@ EVERYBODY, SINGLE = "everybody", "single"
 """Folders of the two stages: the LoRA for all people, then encoder and layers of single ones."""
 MAIN = 4
 """Votes by which the figures of the table know a person."""
-WORDS = {"warm": ("red", "yellow"), "cool": ("blue", "cyan")}
-"""Backgrounds that say a taste in a prompt, the first that is not the shape's; no word says a shade."""
+WORDS = ("large", "small")
+"""Tastes that the grammar has a word for; no word says a shade or a saturation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyOptions:
     """What is measured."""
 
-    prompts: int = 7
+    prompts: int = 6
     """Held-out prompts, one picture of each for every person."""
     curve_prompts: int = 3
     """Of them so many for the curve over votes, for seen people and for baselines of tokens."""
     votes: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers of votes of the curve."""
-    seen: int = 40
+    seen: int = 24
     """Seen people who are looked at."""
     base_seeds: int = 4
     """Pictures of the base for each prompt, whose spread is the unit of the tie margin."""
@@ -59,7 +60,7 @@ class StudyOptions:
     """Known people whose mean stands for somebody new."""
     amounts: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """Shares of the second of two people of opposite tastes."""
-    mixed_seeds: int = 2
+    mixed_seeds: int = 1
     """Pictures of each prompt and share."""
     lora_people: int = 8
     """Unseen people, one of each taste in turn, who get a LoRA of their own."""
@@ -214,7 +215,7 @@ class Study:
         found["seen"] = studio.people("seen", some, least)
         known = encode(encoder, seen.examples(people.seen, max(options.votes)))
         found["nearest"] = studio.people("nearest", _nearest(own[MAIN], known, options.nearest), least)
-        for word in WORDS:
+        for word in (w for w in WORDS if w in people.tastes):
             found[f"said-{word}"] = studio.said(f"said-{word}", [_said(p, word) for p in self.prompts])
         for one, other in self.opposites():
             ends = [own[max(options.votes)][people.unseen.index(n)] for n in (one, other)]
@@ -229,11 +230,14 @@ class Study:
         return {n: self.studio(run, users=False).said(run, self.prompts) for n, run in runs.items()}
 
     def opposites(self) -> list[tuple[str, str]]:
-        """Unseen people of two pairs of opposite tastes, the first of each."""
+        """Unseen people of opposite tastes of one axis, the first of each."""
         people = self.people
         first = {people.taste_of(name): name for name in reversed(people.unseen)}
-        pairs = (("dark", "light"), ("warm", "cool"))
-        return [(first[a], first[b]) for a, b in pairs if a in first and b in first]
+        single = {t: w for t in people.tastes if len(w := taste_weights(t)) == 1}
+        opposite = {
+            (a, b) for a, b in itertools.combinations(single, 2) if _are_opposite(single[a], single[b])
+        }
+        return [(first[a], first[b]) for a, b in sorted(opposite) if a in first and b in first]
 
 
 @dataclass(frozen=True)
@@ -255,5 +259,9 @@ def _nearest(tokens: Tensor, known: Tensor, count: int) -> Tensor:
 
 
 def _said(prompt: str, taste: str) -> str:
-    """A prompt that says a taste, by a background."""
-    return f"{prompt} on a {next(w for w in WORDS[taste] if w not in prompt.split())} background"
+    """A prompt that says a taste: ``a large red circle``."""
+    return f"a {taste} {prompt.removeprefix('a ')}"
+
+
+def _are_opposite(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    return one.keys() == other.keys() and all(one[axis] == -other[axis] for axis in one)

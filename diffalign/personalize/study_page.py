@@ -50,15 +50,16 @@ INTRODUCTION = """# People: does it help
 
 Written by `training/people.py`; settings are in `training/people.yaml`, words in [people.md](people.md).
 
-Simulated people, each with the weights of one of eight tastes (four pairs of opposites: shade, warmth, and
-sums of both) and a part of their own, vote with noise on pictures of the base. The last of them are held out:
-nothing is trained on their votes, and what is known of them is k votes on pictures that nobody else saw. The
-encoder of votes reads what the oracle measures of a picture (`diffalign.world.measured`), since the towers of
-the shipped scorer hardly see shade; so the figures are of encoder, layers and training, and not of a tower.
+Simulated people, each with the weights of one of eight tastes (four pairs of opposites: two axes and sums of
+both) and a part of their own, vote with noise on pictures of the base. The last of them are held out: nothing
+is trained on their votes, and what is known of them is k votes on pictures that nobody else saw. The encoder of
+votes reads what the oracle measures of a picture (`diffalign.world.measured`), for the towers of the shipped
+scorer hardly see shade; so the figures are of encoder, layers and training, and not of a tower.
 
-Every figure is a mean over people, with an interval that resamples people. The judge is each person's own
-utility without noise. Prompts are held out from training, leave all axes open, and are the same for all, as are
-the seeds. A win is a gain above 0.25 s.d. of the base by that judge; ties count half.
+Every figure is a mean over people, with an interval that resamples people (and not prompts, of which there are
+few). The judge is each person's own utility without noise. Prompts are held out from training, leave all axes
+open, and are the same for all, as are the seeds. A win is a gain above 0.25 s.d. of the base by that judge;
+ties count half.
 """
 
 
@@ -86,8 +87,9 @@ def _pipeline(name: str, of: Mapping[str, Any], stem: str) -> str:
 def _about(of: Mapping[str, Any]) -> str:
     p = of["population"]
     return (
-        f"{p['people']} people, {p['held_out']} of them held out, {p['votes']} votes of each seen one, noise "
-        f"{p['temperature']:g}, own part {p['individual']:g}; {of['pictures']} prompts. {_cost(of['cost'])}"
+        f"{p['people']} people of the tastes {', '.join(p['tastes'])}; {p['held_out']} of them held out, "
+        f"{p['votes']} votes of each seen one, noise {p['temperature']:g}, own part {p['individual']:g}; "
+        f"{of['pictures']} prompts. {_cost(of['cost'])}"
     )
 
 
@@ -101,10 +103,10 @@ def _specific(of: Mapping[str, Any]) -> str:
     tastes, people = of["tastes"], of["people"]
     return (
         f"The judge of a taste likes the pictures made for it best for {_share(tastes['top1'])} of the "
-        f"tastes (chance {1 / len(tastes['names']):.0%}); own less others' {_interval(tastes['margin'])} s.d. "
-        f"Among pictures for all {len(people['names'])} people, one's own are best for "
-        f"{_share(people['top1'])} (chance {1 / len(people['names']):.1%}) and among the best five for {_share(people['top5'])}; people "
-        "of one taste want nearly the same."
+        f"tastes (chance {1 / len(tastes['names']):.0%}); own less others' {_interval(tastes['margin'])} "
+        f"s.d. Among pictures for all {len(people['names'])} people, one's own are best for "
+        f"{_share(people['top1'])} (chance {1 / len(people['names']):.1%}) and among the best five for "
+        f"{_share(people['top5'])}; people of one taste want nearly the same."
     )
 
 

@@ -42,7 +42,8 @@ class Shelf:
                     raise ValueError(
                         f"{file} holds pictures of other prompts or another sampler: move its folder away"
                     )
-                return found.get_tensor("pictures")
+                kept: Tensor = found.get_tensor("pictures")
+                return kept
         pictures = make()
         write_bytes(file, save({"pictures": pictures.contiguous()}, about))
         return pictures
@@ -115,7 +116,8 @@ class Studio:
         rows = []
         for start in range(0, count, at_once):
             some = slice(start, start + at_once)
-            self.attached.condition = Condition(tokens=condition.tokens[some], scale=condition.scale[some])
+            scale = self.attached.adapter.branch.scale * condition.scale[some]
+            self.attached.condition = Condition(tokens=condition.tokens[some], scale=scale)
             here = len(condition.tokens[some])
             rows.append(self._made(list(prompts) * here, list(prompts) * here, seed).unflatten(0, (here, -1)))
         self.attached.nobody()

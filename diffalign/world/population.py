@@ -24,7 +24,7 @@ class PopulationConfig:
     """Simulated people of some tastes, some of them held out; person i has taste i modulo their number."""
 
     tastes: tuple[str, ...] = (
-        "dark", "light", "warm", "cool", "dark+warm", "dark+cool", "light+warm", "light+cool",
+        "dark", "light", "large", "small", "dark+large", "dark+small", "light+large", "light+small",
     )  # fmt: skip
     """Named tastes, and sums of them (large+dark); see docs/shapes_world.md."""
     people: int = 200
