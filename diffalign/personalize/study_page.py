@@ -50,16 +50,17 @@ INTRODUCTION = """# People: does it help
 
 Written by `training/people.py`; settings are in `training/people.yaml`, words in [people.md](people.md).
 
-Simulated people, each with the weights of one of eight tastes (four pairs of opposites: two axes and sums of
-both) and a part of their own, vote with noise on pictures of the base. The last of them are held out: nothing
-is trained on their votes, and what is known of them is k votes on pictures that nobody else saw. The encoder of
-votes reads what the oracle measures of a picture (`diffalign.world.measured`), for the towers of the shipped
-scorer hardly see shade; so the figures are of encoder, layers and training, and not of a tower.
+Simulated people, each with the weights of one of eight tastes (four pairs of opposites: two axes and sums
+of both) and a part of their own, vote with noise on pictures of the base. The last of them are held out:
+nothing is trained on their votes, and what is known of them is k votes on pictures that nobody else saw.
+The encoder of votes reads what the oracle measures of a picture (`diffalign.world.measured`), for the
+towers of the shipped scorer hardly see shade; so the figures are of encoder, layers and training, and not
+of a tower.
 
-Every figure is a mean over people, with an interval that resamples people (and not prompts, of which there are
-few). The judge is each person's own utility without noise. Prompts are held out from training, leave all axes
-open, and are the same for all, as are the seeds. A win is a gain above 0.25 s.d. of the base by that judge;
-ties count half.
+Every figure is a mean over people, with an interval that resamples people (and not prompts, of which there
+are few). The judge is each person's own utility without noise. Prompts are held out from training, leave
+all axes open, and are the same for all, as are the seeds. A win is a gain above 0.25 s.d. of the base by
+that judge; ties count half.
 """
 
 
