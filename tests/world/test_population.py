@@ -20,7 +20,8 @@ FEW = PopulationConfig(people=24, held_out=8, votes=6)
 
 def pictures(prompts: int, each: int) -> torch.Tensor:
     some = [p for p in population_prompts("train")[:prompts] for _ in range(each)]
-    return (draw(some, np.random.default_rng(0)) * 255).byte().unflatten(0, (prompts, each))
+    found: torch.Tensor = (draw(some, np.random.default_rng(0)) * 255).byte()
+    return found.view(prompts, each, *found.shape[1:])
 
 
 def test_tastes_are_of_length_one_and_a_sum_has_both() -> None:
