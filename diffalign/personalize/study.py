@@ -62,7 +62,7 @@ class StudyOptions:
     """Shares of the second of two people of opposite tastes."""
     mixed_seeds: int = 1
     """Pictures of each prompt and share."""
-    lora_people: int = 8
+    lora_people: int = 4
     """Unseen people, one of each taste in turn, who get a LoRA of their own."""
 
 
@@ -134,8 +134,9 @@ class Study:
         names = self.people.unseen[: self.options.lora_people]
         start = {"policy": {"adapter": {"init_from": str(self.root / EVERYBODY / "export")}}}
         recipe = merged(merged(self.recipes.everybody, self.recipes.lora), start)
+        votes = self.votes(names)
         for name in names:
-            self._run(f"lora-{name}", recipe, [r for r in self.votes(names) if r.rater == name])
+            self._run(f"lora-{name}", recipe, [r for r in votes if r.rater == name])
         return names
 
     def lora_seconds(self, names: Sequence[str]) -> float:
