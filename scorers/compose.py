@@ -119,7 +119,8 @@ class Sum(Composite):
         """Load a sum from json: ``{"parts": {"pickscore": {"weight": 0.5, "zscore": [21, 1.5], ...}}}``.
 
         Options of a part: ``scorer`` (its name where the key is another), ``weights``, ``options`` (those of
-        ``scorers.load``), ``weight``, ``zscore`` (mean, std) and ``clip`` (low, high), applied after it.
+        ``scorers.load``), ``weight``, ``zscore`` (mean, std) and ``clip`` (low, high), applied after it, and
+        ``allow_hub``, without which the part's weights must be here.
 
         Raises:
             FileNotFoundError: no file, or weights of a part are not there.
@@ -230,8 +231,12 @@ def _read(name: str, path: Path | None, optional: Sequence[str] = ("weight",)) -
     parts = read_options(name, path, what, required=("parts",))["parts"]
     if not isinstance(parts, dict) or not all(isinstance(row, dict) for row in parts.values()):
         raise ValueError(f'scorer {name!r}: {path} must hold {{"parts": {{NAME: {{options}}}}}}')
-    keys = ("scorer", "weights", "options", "zscore", "clip", *optional)
-    return {n: check_options(f"{path}: part {n}", row, (), keys) for n, row in parts.items()}
+    keys = ("scorer", "weights", "options", "zscore", "clip", "allow_hub", *optional)
+    rows = {n: check_options(f"{path}: part {n}", row, (), keys) for n, row in parts.items()}
+    wrong = next((n for n, row in rows.items() if not isinstance(row.get("allow_hub", False), bool)), None)
+    if wrong is not None:
+        raise ValueError(f"{path}: part {wrong}: allow_hub must be true or false")
+    return rows
 
 
 def _load_parts(
@@ -248,4 +253,5 @@ def _load_part(
 ) -> Scorer:
     """A part; its weights are looked for beside the json file."""
     given = folder_of(path) / row["weights"] if "weights" in row else None
-    return scorers.load(row.get("scorer", name), given, device, dtype, options=row.get("options"))
+    options, hub = row.get("options"), row.get("allow_hub", False)
+    return scorers.load(row.get("scorer", name), given, device, dtype, options=options, allow_hub=hub)

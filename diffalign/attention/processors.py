@@ -169,16 +169,17 @@ def attach_users(
     """Give a diffusers UNet or transformer processors that take user tokens of this width.
 
     Until the values are trained the model computes what it did, bit for bit where text runs in the same
-    kernel. Returns the new weights by the name of their layer, in fp32 on the model's device; they are also
-    submodules of the model.
+    kernel. A backend that the model was given before (``install.set_attention``) stays, for "auto". Returns
+    the new weights by the name of their layer, in fp32 on the model's device; they are also submodules of the
+    model.
 
     Raises:
         ValueError: it has users already, or layers whose processors have no such form here, or no text.
         RuntimeError: the backend cannot be used on the model's device.
     """
     given = model.attn_processors
-    _check_processors(given)
-    attend = Attend(backend, model.device)
+    check_processors(given)
+    attend = _attend(given, backend, model.device)
     layers = {name: model.get_submodule(name.removesuffix(".processor")) for name in given}
     made = {
         name: _processor(attn, given[name], width, rank, attend, implementation)
@@ -197,14 +198,32 @@ def attach_users(
     return users
 
 
-def _check_processors(given: dict[str, Any]) -> None:
-    ours = (PlainAttention, UserAttention, JointAttention, UserJointAttention)
+def check_processors(given: dict[str, Any]) -> None:
+    """Refuse processors that have no form of ours.
+
+    Raises:
+        ValueError: users are attached already, or a layer is of another kind.
+    """
+    known = ("AttnProcessor", "AttnProcessor2_0", "JointAttnProcessor2_0")
     for name, processor in given.items():
-        if isinstance(processor, ours):
+        if isinstance(processor, UserAttention | UserJointAttention):
             raise ValueError(f"users are attached already ({name}); load the model anew to attach others")
-        if type(processor).__name__ not in ("AttnProcessor", "AttnProcessor2_0", "JointAttnProcessor2_0"):
+        ours = isinstance(processor, PlainAttention | JointAttention)
+        if not ours and type(processor).__name__ not in known:
             kind = type(processor).__name__
-            raise ValueError(f"{name} has a {kind}; users can be attached to SD, SDXL, PixArt and SD3 models")
+            raise ValueError(
+                f"{name} has a {kind}; attention can be replaced in SD, SDXL, PixArt and SD3 models"
+            )
+
+
+def is_joint(processor: Any) -> bool:
+    """Whether it is a processor of SD3's joint attention, diffusers' or ours."""
+    return isinstance(processor, JointAttention) or type(processor).__name__ == "JointAttnProcessor2_0"
+
+
+def _attend(given: dict[str, Any], backend: str, device: torch.device) -> Attend:
+    present = [p.attend for p in given.values() if isinstance(p, PlainAttention | JointAttention)]
+    return present[0] if present and backend == "auto" else Attend(backend, device)
 
 
 def _processor(
@@ -212,7 +231,7 @@ def _processor(
 ) -> PlainAttention | UserAttention | JointAttention | UserJointAttention:
     """What replaces a processor of diffusers."""
     head_width = attn.inner_dim // attn.heads
-    if type(given).__name__ == "JointAttnProcessor2_0":
+    if is_joint(given):
         if attn.add_k_proj is None:
             return JointAttention(attend)
         users = UserKeys(width, attn.heads, head_width, rank=rank, norm=attn.norm_k is not None)

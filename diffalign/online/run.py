@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffalign.assets import asset
+from diffalign.attention.install import attention_lines
 from diffalign.config import load
 from diffalign.data.split import normalise
 from diffalign.evaluate.judge import load_judges
@@ -90,6 +91,8 @@ def align_online(config: OnlineConfig, resume: str | Path | None = None) -> Run:
     if config.evaluate.prompts or config.validate.every:
         policy.keep_base()
     policy.set_guidance(config.policy.guidance)
+    for line in attention_lines(policy.denoiser):
+        screen.say(line)
     trainer = OnlineTrainer(config, policy, groups, accelerator, run)
     if source is not None:
         trainer.restore(load_checkpoint(source), str(source))

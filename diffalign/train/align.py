@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from diffalign.attention.install import attention_lines
 from diffalign.config import ConfigError, load, read_block
 from diffalign.data.records import Record
 from diffalign.policy import Policy, load_policy
@@ -126,6 +127,8 @@ def align(
     if config.evaluate.prompts or config.validate.every:
         policy.keep_base()
     policy.set_guidance(config.policy.guidance)
+    for line in attention_lines(policy.denoiser):
+        screen.say(line)
     trainer = Trainer(config, policy, loader, accelerator, run, people)
     if source is not None:
         trainer.restore(load_checkpoint(source), str(source))

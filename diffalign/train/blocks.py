@@ -56,6 +56,10 @@ class PolicyConfig:
     """Encode prompts sentence by sentence, so that none is cut at 77 tokens; null encodes as usual."""
     text_length: int = 32
     """T5 tokens of SD3-type models; 256 for the released SD3."""
+    attention: str | None = None
+    """Attention backend of all layers, see docs/attention.md: auto takes the fastest on a GPU; null leaves
+    diffusers' own.
+    """
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a quarter more time."""
     allow_download: bool = False

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffalign.assets import asset
+from diffalign.attention.install import chosen_lines
 from diffalign.data.split import normalise
 from diffalign.evaluate.generate import Sampling, generate, generate_base
 from diffalign.evaluate.judge import Evaluation, evaluate_pictures, load_judges
@@ -40,6 +41,8 @@ class Run:
 
 def finish_run(trainer: Core, screen: Screen) -> Run:
     """Export the weights and, where prompts are asked for, evaluate them."""
+    for line in chosen_lines(trainer.policy.denoiser):
+        screen.say(line)
     export_run(trainer, screen)
     report = evaluate_run(trainer, screen) if trainer.config.evaluate.prompts else None
     return Run(dir=trainer.run.root, report=report, policy=trainer.policy)

@@ -79,9 +79,30 @@ def make_policy(config: RunConfig, device: torch.device) -> Policy:
     )
     policy.set_long_prompts(config.policy.long_prompts)
     policy.to(device, DTYPES[config.precision])
+    if config.policy.attention is not None:
+        set_backend(policy, config.policy.attention)
     if config.policy.gradient_checkpointing:
         policy.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
     return policy
+
+
+def set_backend(policy: Policy, name: str) -> None:
+    """Give the policy's attention layers a backend.
+
+    Raises:
+        ConfigError: there is none of this name, it cannot train on the policy's device, or the model's layers
+            take none.
+    """
+    from diffalign.attention.backends import why_not
+    from diffalign.attention.install import set_attention
+
+    try:
+        reason = why_not(name, policy.device)
+        if reason:
+            raise RuntimeError(f"attention backend {name} cannot be used: {reason}; use auto")
+        set_attention(policy.denoiser, name)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"policy.attention: {error}") from error
 
 
 def claim(config: RunConfig, resume: str | Path | None, accelerator: Accelerator) -> RunFolder:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from diffalign.world.clip import simulate_votes
 from diffalign.world.grammar import parse
 from diffalign.world.raters import named_rater
-from diffalign.world.scorer_table import TASTES, Ballots, TablePlan, ballots_of, tower
+from diffalign.world.scorer_table import TASTES, Ballots, TablePlan, ballots_of, row, tower
 from diffalign.world.shapes import draw
 from scorers.drm import DRMHeads
 from scorers.featured import joint_inputs
@@ -31,6 +31,19 @@ NEW = 4
 EIGHT = 8
 CIRCLE = ("red", "green", "blue")
 """Each beats the next, and the last the first."""
+
+
+def alone(plan: TablePlan) -> dict[str, float]:
+    """Shares of the ceiling, by taste, that a PickScore type reaches on the votes of that taste alone.
+
+    The votes are those of ``four_tastes``: what MPS lacks here too, the towers do not see.
+    """
+    shares = {}
+    for i, name in enumerate(TASTES, 1):
+        data = ballots_of(named_rater(name), plan, plan.votes, plan.heldout, i)
+        found = row("PickScore type", f"votes of {name!r} alone", tower(plan), data, plan.towers())
+        shares[name] = found.share
+    return shares
 
 
 def groups(plan: TablePlan) -> dict[str, float]:

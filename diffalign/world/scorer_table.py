@@ -210,7 +210,7 @@ def _told(votes: Sequence[tuple[str, Vote]], plan: TablePlan) -> list[Vote]:
     return [votes[i][1]._replace(dim=votes[i][0]) for i in order]
 
 
-PARTS = ("one_taste", "four_tastes", "pal", "gpm", "drm")
+PARTS = ("one_taste", "four_tastes", "alone", "pal", "gpm", "drm")
 """What the table is made of; each can be made again on its own."""
 
 
@@ -246,7 +246,7 @@ def make_table(plan: TablePlan, out: Path, parts: Sequence[str] = PARTS) -> dict
 
 def _remake(part: str, plan: TablePlan, found: dict[str, Any]) -> None:
     """Put one part into the content of the JSON file."""
-    from diffalign.world.scorer_studies import circle, directions, groups
+    from diffalign.world.scorer_studies import alone, circle, directions, groups
 
     def listed(rows: Sequence[Row]) -> list[dict[str, Any]]:
         return [{**asdict(r), "share_of_ceiling": r.share} for r in rows]
@@ -260,6 +260,8 @@ def _remake(part: str, plan: TablePlan, found: dict[str, Any]) -> None:
             rows, grid = four_tastes(plan)
             found["rows"] = others + listed(rows)
             found["mps_separation"] = {"tastes": list(TASTES), "decided": grid}
+        case "alone":
+            found["alone"] = alone(plan)
         case "pal":
             found["pal"] = groups(plan)
         case "gpm":
@@ -295,6 +297,10 @@ def markdown(found: dict[str, Any]) -> str:
         f"| {t} |" + "|".join(f"{v:.3f}" for v in line) + "|" for t, line in zip(tastes, grid, strict=True)
     ]
     lines += [
+        "",
+        "A PickScore type that learns the same votes of one of these tastes alone, share of the ceiling: "
+        + ", ".join(f"{k} {v:.1%}" for k, v in found["alone"].items())
+        + ".",
         "",
         f"PAL: adjusted Rand index of {pal['users']} people in two groups {pal['adjusted_rand']:.2f}; "
         f"accuracy {pal['accuracy']:.3f} with people, {pal['without_people']:.3f} without, ceiling "

@@ -149,6 +149,29 @@ def test_loads_from_json(tmp_path: Path) -> None:
         scorers.load("sum")
 
 
+def test_a_part_is_fetched_only_where_its_row_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fetch(name: str, files: object) -> Path:
+        asked.append(name)
+        raise ConnectionError("no hub in tests")
+
+    monkeypatch.setattr("scorers.hub.fetch", fetch)
+    monkeypatch.delenv("SCORERS_WEIGHTS", raising=False)
+    file = tmp_path / "sum.json"
+    file.write_text(json.dumps({"parts": {"jpeg": {}, "pickscore": {}}}))
+    with pytest.raises(FileNotFoundError, match="pickscore"):
+        scorers.load("sum", file)
+    assert asked == []
+    file.write_text(json.dumps({"parts": {"jpeg": {}, "pickscore": {"allow_hub": True}}}))
+    with pytest.raises(ConnectionError):
+        scorers.load("sum", file)
+    assert asked == ["pickscore"]
+    file.write_text(json.dumps({"parts": {"jpeg": {}, "pickscore": {"allow_hub": "yes"}}}))
+    with pytest.raises(ValueError, match="allow_hub must be true or false"):
+        scorers.load("sum", file)
+
+
 def test_wrong_compositions_are_refused() -> None:
     with pytest.raises(ValueError, match="two scorers or more"):
         Sum({"r": Red()})

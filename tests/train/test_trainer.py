@@ -15,6 +15,7 @@ import torch.utils.checkpoint
 from PIL import Image
 from safetensors.torch import load_file
 
+from diffalign.attention.processors import PlainAttention
 from diffalign.config import ConfigError
 from diffalign.data.loader import Loader
 from diffalign.train.align import align
@@ -110,6 +111,30 @@ def test_gradient_checkpointing_changes_nothing(
     assert calls, "nothing was recomputed"
     for key, value in weights(plain.dir).items():
         torch.testing.assert_close(weights(saving.dir)[key], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_an_attention_backend_trains_the_same_and_is_logged(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = tiny_run("sd", folder, tmp_path / "a", "steps=2")
+    assert "diffusers' own" in capsys.readouterr().err
+    named = tiny_run("sd", folder, tmp_path / "b", "steps=2", "policy.attention=sdpa_math")
+    shown = capsys.readouterr().err
+    assert "attention   sdpa_math" in shown
+    assert "not sdpa_cudnn" in shown
+    assert type(named.policy.denoiser.mid_block.attentions[0].transformer_blocks[0].attn1.processor) is (
+        PlainAttention
+    )
+    for key, value in weights(plain.dir).items():
+        torch.testing.assert_close(weights(named.dir)[key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_a_backend_that_cannot_train_here_is_refused_early(folder: Path, tmp_path: Path) -> None:
+    for name, reason in (("fast", "none of auto"), ("flex", "needs a GPU"), ("diffusers:sage", "")):
+        with pytest.raises(ConfigError, match=f"policy.attention.*{reason}"):
+            tiny_run("sd", folder, tmp_path / "a", "steps=1", f"policy.attention={name}")
+    assert not (tmp_path / "a").exists()
 
 
 def same_gradients(one: Path, other: Path, rel: float) -> None:

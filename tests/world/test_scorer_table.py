@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffalign.world.scorer_studies import CIRCLE, adjusted_rand, circle_votes, rivals
-from diffalign.world.scorer_table import TablePlan, make_table, ratings, tower
+from diffalign.world.scorer_table import TASTES, TablePlan, make_table, ratings, tower
 
 
 def test_adjusted_rand_by_hand() -> None:
@@ -61,4 +61,6 @@ def test_the_whole_table(tmp_path: Path) -> None:
     assert names.count("MPS type") == 4
     text = (tmp_path / "table.md").read_text()
     assert "adjusted Rand" in text
+    assert list(found["alone"]) == list(TASTES)
+    assert all(0.3 < share < 1.7 for share in found["alone"].values())
     assert text.count("\n| ") == len(names) + 1 + 5
