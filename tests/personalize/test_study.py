@@ -86,7 +86,6 @@ def test_the_page_says_what_was_asked_for_and_whether_it_was_met(jury: Jury, tmp
     assert ">= 0.76: met" in text
     of["rates"]["unseen"]["value"] = 0.7
     assert ">= 0.76: missed" in page({"unet": of}, "people_study")
-    of["population"] = {k: v for k, v in vars(PEOPLE).items() if k != "tastes"}
     write_page({"unet": of}, tmp_path / "study")
     assert {f.name for f in tmp_path.iterdir()} == {
         "study.md", "study.json", "study_unet_tastes.png", "study_votes.png",
