@@ -189,9 +189,15 @@ class Study:
         histories = Histories(records, image_names(records))
         return Known(histories, embed_pairs(records, histories, scorers.load_spec(spec)))
 
-    def studio(self, lora: str = EVERYBODY, users: bool = True) -> Studio:
-        """Pipeline with the LoRA of a run, and with people."""
-        shelf = Shelf(folder=self.root / "pictures", prompts=self.prompts, sampling=self.sampling)
+    @property
+    def all_prompts(self) -> tuple[str, ...]:
+        """All held-out prompts."""
+        return tuple(str(p) for p in population_prompts("heldout"))
+
+    def studio(self, lora: str = EVERYBODY, users: bool = True, every: bool = False) -> Studio:
+        """Pipeline with the LoRA of a run, and with people; for the study's prompts, or for ``every`` one."""
+        prompts, name = (self.all_prompts, "pictures-all") if every else (self.prompts, "pictures")
+        shelf = Shelf(folder=self.root / name, prompts=prompts, sampling=self.sampling)
         policy = self.config.policy
         assert policy.adapter is not None  # a LoRA is what all recipes with people train
         adapter = replace(policy.adapter, init_from=str(self.root / lora / "export"))
@@ -224,6 +230,14 @@ class Study:
             name = f"mixed-{one}-{other}"
             found[name] = studio.mixtures(name, conditions, options.mixed_seeds)
         return found
+
+    def main_pictures(self, studio: Studio) -> dict[str, Tensor]:
+        """What the main figures need: the base, the model for everybody, and people known by MAIN votes."""
+        unseen = self.people.unseen
+        name = f"votes-{MAIN}"
+        own = encode(studio.encoder, self.known(unseen).examples(unseen, MAIN))
+        base, everybody = studio.base(self.options.base_seeds), studio.everybody()
+        return {"base": base, "population": everybody, name: studio.people(name, own)}
 
     def lora_pictures(self, names: Sequence[str]) -> dict[str, Tensor]:
         """(P, 3, H, W) pictures of each person's own LoRA."""

@@ -78,10 +78,7 @@ def figures(jury: Jury, pictures: Mapping[str, Tensor], votes: Sequence[int], ma
     own = jury.own(unseen, pictures[f"votes-{main}"])
     seen = people.seen[: len(pictures["seen"])]
     everybody = jury.scores(unseen, pictures["population"])
-    rates = {
-        "unseen": jury.over_base(own),
-        "unseen, over the model for everybody": jury.rate(own, everybody),
-        "unseen, own against other tastes' pictures": swap_rate(jury, pictures[f"votes-{main}"]),
+    rates = main_rates(jury, pictures, main) | {
         "seen": jury.over_base(jury.own(seen, pictures["seen"])),
         "user-blind: the model for everybody": jury.over_base(everybody),
         "user-blind, own against other tastes' pictures": jury.rate(everybody, everybody),
@@ -103,6 +100,24 @@ def figures(jury: Jury, pictures: Mapping[str, Tensor], votes: Sequence[int], ma
         "interpolation": {n: mixed(jury, n, x) for n, x in pictures.items() if n.startswith("mixed-")},
         "by_taste": by_taste(people, rates["unseen"]),
     }
+
+
+def main_rates(jury: Jury, pictures: Mapping[str, Tensor], main: int) -> dict[str, PersonalRate]:
+    """Rates of unseen people that something is asked of."""
+    unseen, shown = jury.people.unseen, pictures[f"votes-{main}"]
+    own = jury.own(unseen, shown)
+    everybody = jury.scores(unseen, pictures["population"])
+    return {
+        "unseen": jury.over_base(own),
+        "unseen, over the model for everybody": jury.rate(own, everybody),
+        "unseen, own against other tastes' pictures": swap_rate(jury, shown),
+    }
+
+
+def main_figures(jury: Jury, pictures: Mapping[str, Tensor], main: int) -> dict[str, Any]:
+    """Rates of unseen people and obedience, as JSON."""
+    rates = {name: rate_json(found) for name, found in main_rates(jury, pictures, main).items()}
+    return {"rates": rates, "obedience": obedience(jury, pictures, main), "prompts": len(jury.prompts)}
 
 
 def swap_rate(jury: Jury, pictures: Tensor) -> PersonalRate:

@@ -78,7 +78,7 @@ def _pipeline(name: str, of: Mapping[str, Any], stem: str) -> str:
         "| figure | mean over people [95 %] | people | worst | losing | asked for |",
         "|---|---|---|---|---|---|",
         *(_row(title, rate) for title, rate in of["rates"].items()), "",
-        _obedience(of["obedience"]), "",
+        _obedience(of["obedience"]), "", *_wide(of.get("all_prompts")),
         "| votes | win rate over the base [95 %] |", "|---|---|",
         *(f"| {k} | {_interval(r)} |" for k, r in curve), "",
         _gain(of["curve"]["gain"]), "", _specific(of), "",
@@ -97,6 +97,19 @@ def _about(of: Mapping[str, Any]) -> str:
         f"{p['votes']} votes of each seen one, noise {p['temperature']:g}, own part {p['individual']:g}; "
         f"{of['pictures']} prompts. {_cost(of['cost'])}"
     )
+
+
+def _wide(found: Mapping[str, Any] | None) -> list[str]:
+    """The main figures again, on all prompts that are held out."""
+    if found is None:
+        return []
+    return [
+        f"On all {found['prompts']} held-out prompts:", "",
+        "| figure | mean over people [95 %] | people | worst | losing | asked for |",
+        "|---|---|---|---|---|---|",
+        *(_row(title, rate) for title, rate in found["rates"].items()), "",
+        _obedience(found["obedience"]), "",
+    ]  # fmt: skip
 
 
 def _gain(found: Mapping[str, float]) -> str:

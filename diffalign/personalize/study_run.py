@@ -11,7 +11,7 @@ from typing import Any
 from diffalign.config import load
 from diffalign.personalize.metrics import compare_people
 from diffalign.personalize.study import MAIN, PipelineStudy, Study, StudyOptions
-from diffalign.personalize.study_figures import figures, make_jury, rate_json
+from diffalign.personalize.study_figures import figures, main_figures, make_jury, rate_json
 from diffalign.personalize.study_page import write_page
 
 
@@ -81,6 +81,8 @@ def measure(study: Study, loras: bool) -> dict[str, Any]:
     pictures = study.pictures(study.studio())
     jury = make_jury(study.people, study.prompts, pictures["base"])
     found = figures(jury, pictures, study.options.votes, MAIN)
+    wide = study.main_pictures(study.studio(every=True))
+    found["all_prompts"] = main_figures(make_jury(study.people, study.all_prompts, wide["base"]), wide, MAIN)
     if loras:
         names = study.train_loras()
         shown = study.lora_pictures(names)
