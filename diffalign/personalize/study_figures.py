@@ -75,7 +75,6 @@ def make_jury(people: PopulationConfig, prompts: Sequence[str], base: Tensor) ->
 def figures(jury: Jury, pictures: Mapping[str, Tensor], votes: Sequence[int], main: int) -> dict[str, Any]:
     """All figures of a pipeline, as JSON."""
     people, unseen = jury.people, jury.people.unseen
-    own = jury.own(unseen, pictures[f"votes-{main}"])
     seen = people.seen[: len(pictures["seen"])]
     everybody = jury.scores(unseen, pictures["population"])
     rates = main_rates(jury, pictures, main) | {
