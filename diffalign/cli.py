@@ -203,7 +203,7 @@ def train_main() -> None:
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(help="diffusers folder")],
+    model: Annotated[str, typer.Argument(help="diffusers folder, run folder or its export")],
     prompt: Annotated[list[str], typer.Option(help="prompt; may be given several times")],
     lora: Annotated[str | None, typer.Option(help="LoRA folder to load")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="pictures of each prompt")] = 4,
@@ -213,15 +213,31 @@ def generate(
     output: Annotated[Path, typer.Option(help="folder for the pictures")] = Path("outputs/pictures"),
     steps: Annotated[int, typer.Option(min=1, help="sampling steps")] = 20,
     guidance: Annotated[float, typer.Option(help="classifier-free guidance")] = 4.0,
+    user: Annotated[str, typer.Option(help="for whom: NAME, or a mixture NAME:WEIGHT,NAME:WEIGHT")] = "",
+    direction: Annotated[str, typer.Option(help="mixture of rewards: hps=0.8,aesthetic=0.6")] = "",
+    users: Annotated[
+        Path | None, typer.Option(help="folder of the user adapter; else that of the run or export")
+    ] = None,
+    user_scale: Annotated[
+        float | None, typer.Option(help="strength of the attention to the person; 1 if not given")
+    ] = None,
+    user_guidance: Annotated[
+        float | None, typer.Option(help="guidance of its own for the person, one more evaluation")
+    ] = None,
 ) -> None:
-    """Make pictures.
+    """Make pictures, for everybody or for somebody.
 
-    Example: diffalign generate samples/shapes/unet --prompt "a red circle"
+    Example: diffalign generate samples/shapes/unet --prompt "a red circle", or
+    diffalign generate outputs/run --prompt "a red circle" --user anna:0.7,ben:0.3, or
+    diffalign generate MODEL --users outputs/run/export/users --prompt "a red circle" --user anna
     """
+    from diffalign.personalize.wanted import Wanted
     from diffalign.train.again import generate_to
 
     with one_clear_line():
-        for path in generate_to(output, model, prompt, lora, seeds, steps, guidance, seeds_from):
+        wanted = Wanted(user=user, direction=direction, scale=user_scale, guidance=user_guidance)
+        made = generate_to(output, model, prompt, lora, seeds, steps, guidance, seeds_from, wanted, users)
+        for path in made:
             typer.echo(path)
 
 

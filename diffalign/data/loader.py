@@ -287,7 +287,12 @@ class Loader:
         """Uniform in [0, 1); depends on seed, epoch and sample alone, so not on who loads it."""
         return float(np.random.default_rng([self.options.seed, epoch, unit.sample, tag]).random())
 
+    def labelled(self, visit: int, unit: Unit) -> Unit:
+        """The unit as it is judged at one of its visits."""
+        return unit
+
     def _rows(self, group: int, visit: int, unit: Unit) -> list[_Row]:
+        unit = self.labelled(visit, unit)
         dropped = self._draw(visit, unit, PROMPT) < self.options.prompt_dropout
         view = int(self._draw(visit, unit, VIEW) * len(unit.latents))
         latents = unit.latents[view]

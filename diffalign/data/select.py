@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -24,7 +24,13 @@ class SelectOptions:
     """What becomes of records before they are cached; names are those in the records' ``judged``."""
 
     agree: tuple[str, ...] = ()
-    """Keep a pair only where each of these scorers puts the winner above the loser (MPCF)."""
+    """Keep a pair only where each of these scorers puts the winner above the loser; ties go."""
+    least: Mapping[str, float] = field(default_factory=dict)
+    """Least score gap, winner minus loser, by scorer, at which a pair is kept (MPCF); ties go unless tie_most
+    keeps them. Published: 0 each; aesthetic -0.5, the others 0; aesthetic -1, the others 0."""
+    tie_most: Mapping[str, float] = field(default_factory=dict)
+    """Largest absolute score gap, by scorer, at which a tie is kept (MPCF); other ties go. Published:
+    aesthetic 0.2, CLIP 0.03, VQAScore 0.07."""
     min_distance: float = 0.0
     """Leave out pairs whose images are nearer than this in feature space."""
     posterior: tuple[str, ...] = ()
@@ -44,8 +50,20 @@ class SelectOptions:
         """Check the ranges."""
         if not self.min_distance >= 0:
             raise DataError(f"select.min_distance is {self.min_distance}; it must be 0 or more")
+        self._check_gaps()
         if not np.isfinite(self.margin_scale):
             raise DataError(f"select.margin_scale is {self.margin_scale}; it must be a finite number")
+
+    def _check_gaps(self) -> None:
+        """Refuse gaps that no pair or tie can have, and ties that are kept after they went."""
+        for name, gap in self.least.items():
+            if not np.isfinite(gap):
+                raise DataError(f"select.least.{name} is {gap}; it must be a finite number")
+        for name, gap in self.tie_most.items():
+            if not 0 <= gap < np.inf:
+                raise DataError(f"select.tie_most.{name} is {gap}; it must be 0 or more")
+        if self.agree and self.tie_most:
+            raise DataError("select.agree leaves no ties for select.tie_most to keep: give least instead")
 
 
 def select(records: Sequence[Record], options: SelectOptions) -> tuple[list[Record], list[str]]:
@@ -71,6 +89,12 @@ def _steps(options: SelectOptions) -> Iterator[tuple[str, Step]]:
     """Name and function of each option that is used."""
     if options.agree:
         yield f"agree {', '.join(options.agree)}", partial(agree, scorers=options.agree)
+    if options.least or options.tie_most:
+        bounds = [f"{k} {v:g}" for part in (options.least, options.tie_most) for k, v in part.items()]
+        yield (
+            f"least, tie_most {', '.join(bounds)}",
+            partial(supported, least=options.least, tie_most=options.tie_most),
+        )
     if options.min_distance > 0:
         yield f"min_distance {options.min_distance:g}", partial(apart, least=options.min_distance)
     if options.posterior:
@@ -95,6 +119,23 @@ def agree(records: Sequence[Record], scorers: Sequence[str]) -> list[Record]:
     """Keep pairs whose winner every scorer puts above the loser; ties go, as they have no winner."""
     g = oriented(records, scorers)  # (n, K)
     return [r for r, row in zip(records, g, strict=True) if not r.undecided and (row > 0).all()]
+
+
+def supported(
+    records: Sequence[Record], least: Mapping[str, float], tie_most: Mapping[str, float]
+) -> list[Record]:
+    """Keep pairs that no scorer contradicts by much, and ties that all confirm (MPCF, arXiv:2502.01051).
+
+    Args:
+        records: pairs and ties with the scorers' scores.
+        least: see SelectOptions; empty keeps all pairs.
+        tie_most: see SelectOptions; empty keeps no ties.
+    """
+    of_pair, of_tie = oriented(records, list(least)), oriented(records, list(tie_most))  # (n, K) each
+    pair_kept = (of_pair >= np.array(list(least.values()))).all(1)
+    tie_kept = (np.abs(of_tie) <= np.array(list(tie_most.values()))).all(1) & bool(tie_most)
+    kept = np.where([r.undecided for r in records], tie_kept, pair_kept)
+    return [r for r, keep in zip(records, kept, strict=True) if keep]
 
 
 def apart(records: Sequence[Record], least: float) -> list[Record]:

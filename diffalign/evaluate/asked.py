@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from diffalign.evaluate.models import People
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,3 +40,4 @@ class Asked:
     used: tuple[Path, ...] = ()
     allow_contaminated: bool = False
     tie_margin: float = 0.25
+    people: People = field(default_factory=People)

@@ -8,12 +8,21 @@ from typing import Annotated
 import typer
 
 from diffalign.evaluate.asked import Asked
+from diffalign.evaluate.models import People
 
 Models = Annotated[
     list[str] | None,
     typer.Argument(help="base, then aligned models: diffusers, run or LoRA folders; PATH or NAME=PATH"),
 ]
 Many = Annotated[list[str] | None, typer.Option(help="NAME or NAME=WEIGHTS; several, or joined by commas")]
+
+ForUser = Annotated[
+    list[str] | None,
+    typer.Option(help="a column for somebody by the last model: NAME, or NAME:WEIGHT,NAME:WEIGHT; several"),
+]
+ForDirection = Annotated[
+    list[str] | None, typer.Option(help="a column for a mixture of rewards: hps=0.8,aesthetic=0.6; several")
+]
 
 
 def evaluate(
@@ -63,6 +72,11 @@ def evaluate(
         bool, typer.Option("--allow-contaminated", help="report on training prompts all the same")
     ] = False,
     tie_margin: Annotated[float, typer.Option(min=0, help="gains within so many s.d. are ties")] = 0.25,
+    user: ForUser = None,
+    direction: ForDirection = None,
+    users: Annotated[str, typer.Option(help="folder of the user adapter; else that of the last model")] = "",
+    user_scale: Annotated[float | None, typer.Option(help="strength of the attention to people")] = None,
+    user_guidance: Annotated[float | None, typer.Option(help="guidance of its own for people")] = None,
     plan: Annotated[
         float | None, typer.Option(help="print how many prompts a win rate such as 0.55 needs, and stop")
     ] = None,
@@ -74,7 +88,8 @@ def evaluate(
 
     Example: diffalign evaluate samples/shapes/unet outputs/shapes-unet-dpo --prompts prompts.txt
     --scorers shapes-large,shapes-obedience --output outputs/compared, or a run against its own base once
-    more: diffalign evaluate outputs/shapes-unet-dpo --seeds 8, or diffalign evaluate --plan 0.55
+    more: diffalign evaluate outputs/shapes-unet-dpo --seeds 8, or people side by side: diffalign evaluate
+    outputs/run --prompts prompts.txt --scorers shapes-large --user anna --user ben, or --plan 0.55
     """
     from diffalign.cli import one_clear_line, set_up_logging
     from diffalign.evaluate.planning import plan_lines
@@ -91,6 +106,7 @@ def evaluate(
             control=_listed(control), votes=tuple(votes or ()), shift=_listed(shift), smoothness=smoothness,
             precision=precision, text_length=text_length, processes=processes, used=tuple(used or ()),
             allow_contaminated=allow_contaminated, tie_margin=tie_margin,
+            people=_people(user, direction, users, user_scale, user_guidance),
         )  # fmt: skip
         _run(asked)
 
@@ -105,6 +121,15 @@ def _run(asked: Asked) -> None:
     from diffalign.train.again import evaluate_again
 
     evaluate_again(run, int(asked.prompts or 0), asked.seeds)
+
+
+def _people(
+    user: list[str] | None, direction: list[str] | None, users: str, scale: float | None, own: float | None
+) -> People:
+    return People(
+        user=tuple(user or ()), direction=tuple(direction or ()), users=users, user_scale=scale,
+        user_guidance=own,
+    )  # fmt: skip
 
 
 def _listed(values: list[str] | None) -> tuple[str, ...]:

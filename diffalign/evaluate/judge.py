@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +96,12 @@ class Evaluation:
     judges: Sequence[Judge]
     scores: dict[str, tuple[np.ndarray, np.ndarray]]
     """By judge: (P, S) scores of base and model."""
+    others: Mapping[str, Tensor] = field(default_factory=dict)
+    """Pictures of further columns of the gallery, by name; the report does not know them."""
+
+    def beside(self, others: Mapping[str, Tensor]) -> Evaluation:
+        """The same with further columns, (P, S, 3, H, W) uint8 pictures of the same prompts and seeds."""
+        return replace(self, others={**self.others, **others})
 
     def report(self, tie_margin_sd: float = 0.25) -> Report:
         """Verdicts of all judges, obedience where the prompts are of the shapes world, and diversity."""
@@ -123,12 +129,22 @@ class Evaluation:
 
     def _item(self, i: int) -> GalleryItem:
         pairs = {self.base_name: self.base[i], self.model_name: self.model[i]}
+        pairs |= {name: pictures[i] for name, pictures in self.others.items()}
         images = {k: [p.permute(1, 2, 0).numpy() for p in v] for k, v in pairs.items()}
         scores = {
-            j: {self.base_name: b[i].tolist(), self.model_name: m[i].tolist()}
+            j: {self.base_name: b[i].tolist(), self.model_name: m[i].tolist(), **self._of_others(j, i)}
             for j, (b, m) in self.scores.items()
         }
         return GalleryItem(prompt=self.prompts[i], images=images, scores=scores)
+
+    def _of_others(self, judge: str, i: int) -> dict[str, list[float]]:
+        """Scores of the further columns of a prompt by a judge."""
+        scorer = next(j for j in self.judges if j.name == judge) if self.others else None
+        return {
+            name: scorer.score(pictures[i : i + 1], self.prompts[i : i + 1])[0].tolist()
+            for name, pictures in self.others.items()
+            if scorer is not None
+        }
 
 
 def evaluate_pictures(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,12 +14,25 @@ from typing import TYPE_CHECKING, Literal
 from diffalign.assets import asset
 
 if TYPE_CHECKING:
+    from diffalign.personalize.wanted import Wanted
     from diffalign.policy import Policy
 
 Kind = Literal["pipeline", "run", "lora"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LORA_FILE = "pytorch_lora_weights.safetensors"
 BASE = "base"
+
+
+@dataclass(frozen=True, kw_only=True)
+class People:
+    """For whom the last model makes pictures in columns of their own, as a command names them."""
+
+    user: tuple[str, ...] = ()
+    direction: tuple[str, ...] = ()
+    users: str = ""
+    """Folder of the adapter; that of the model where it is not named."""
+    user_scale: float | None = None
+    user_guidance: float | None = None
 
 
 class ModelError(ValueError):
@@ -34,6 +47,13 @@ class Model:
     path: str
     """Folder of a pipeline, folder of a run, or folder or file of a LoRA."""
     kind: Kind
+    people: str = ""
+    """Folder of the user adapter, where the model makes its pictures for somebody."""
+    user: str = ""
+    """For whom or which, see ``personalize.wanted.Wanted``."""
+    direction: str = ""
+    user_scale: float | None = None
+    user_guidance: float | None = None
 
 
 def read_models(arguments: Sequence[str]) -> list[Model]:
@@ -105,11 +125,15 @@ def _kind(folder: Path, given: str) -> Kind:
 
 
 def identity(model: Model, base: Model) -> str:
-    """Digest of all that decides a model's pictures beside the sampling: weights, tokenizers, schedule.
+    """Digest of all that decides a model's pictures beside the sampling: weights, schedule, people, ...
 
     Raises:
         ModelError: a run that was trained from other weights than those of ``base``.
     """
+    if model.people:
+        who = (model.user, model.direction, model.user_scale, model.user_guidance)
+        own = identity(replace(model, people=""), base)
+        return hashlib.sha256(f"{own} {digest(model.people)} {who}".encode()).hexdigest()
     if model.kind == "pipeline":
         return digest(model.path)
     own = run_base(model) if model.kind == "run" else base_folder(base)
@@ -180,6 +204,7 @@ def open_model(model: Model, base: Model, text_length: int, precision: str) -> P
     Raises:
         ModelError: a run that encodes prompts in another length.
     """
+    from diffalign.personalize.wanted import attach_wanted
     from diffalign.policy import load_policy
     from diffalign.policy.guidance import is_guidance, read_guidance
     from diffalign.policy.lora import load_into
@@ -201,7 +226,52 @@ def open_model(model: Model, base: Model, text_length: int, precision: str) -> P
         policy.set_guidance(read_guidance(model.path))
     elif model.kind == "lora":
         load_into(policy.pipeline, model.path)
-    return policy.to(share_device(), DTYPES[precision])
+    policy.to(share_device(), DTYPES[precision])
+    if model.people:
+        attach_wanted(policy.pipeline, model.people, wanted_of(model))
+    return policy
+
+
+def wanted_of(model: Model) -> Wanted:
+    """For whom a model makes its pictures."""
+    from diffalign.personalize.wanted import Wanted
+
+    return Wanted(
+        user=model.user, direction=model.direction, scale=model.user_scale, guidance=model.user_guidance
+    )
+
+
+def with_people(models: Sequence[Model], asked: People) -> list[Model]:
+    """Models, and behind them the last one once more for each of those who are asked for.
+
+    Raises:
+        FileNotFoundError: no adapter.
+        UsersError: somebody unknown.
+        ValueError: a direction that the adapter does not know.
+        ModelError: two columns of one name, or options of nobody.
+    """
+    from diffalign.personalize.wanted import Wanted, adapter_of, check_wanted
+
+    scale, guidance = asked.user_scale, asked.user_guidance
+    wanted = [Wanted(user=user, scale=scale, guidance=guidance) for user in asked.user]
+    wanted += [Wanted(direction=text, scale=scale, guidance=guidance) for text in asked.direction]
+    if not wanted:
+        if asked != People():
+            raise ModelError("people are described, and nobody is named: add --user or --direction")
+        return list(models)
+    folder = adapter_of(asked.users or models[-1].path)
+    found = list(models)
+    for who in wanted:
+        check_wanted(folder, who)
+        if who.called in [m.name for m in found]:
+            raise ModelError(f"two columns would be called {who.called!r}: name each model and person once")
+        found.append(
+            replace(
+                models[-1], name=who.called, people=str(folder), user=who.user, direction=who.direction,
+                user_scale=who.scale, user_guidance=who.guidance,
+            )
+        )  # fmt: skip
+    return found
 
 
 def share_device() -> str:

@@ -15,7 +15,16 @@ from diffalign.evaluate.details import Details
 from diffalign.evaluate.draw import sweep
 from diffalign.evaluate.generate import Noise, Sampling
 from diffalign.evaluate.image_statistics import NAMES
-from diffalign.evaluate.models import BASE, Model, locate, read_model, read_models, run_base, sampler_name
+from diffalign.evaluate.models import (
+    BASE,
+    Model,
+    locate,
+    read_model,
+    read_models,
+    run_base,
+    sampler_name,
+    with_people,
+)
 from diffalign.evaluate.output import write_all
 from diffalign.evaluate.prompts import EvalPrompt, part_of, read_prompts
 from diffalign.evaluate.report import Report
@@ -92,7 +101,7 @@ def request_of(asked: Asked) -> tuple[Request, list[str]]:
         RequestError: an option that cannot be.
     """
     check_options(asked)
-    models = models_of(asked)
+    models = with_people(models_of(asked), asked.people)
     prompts = prompts_of(asked)
     notes = check_prompts(prompts, models, asked.used, asked.allow_contaminated)
     sampling = Sampling(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from diffalign.registry import Registry
@@ -77,6 +78,13 @@ class Denoised:
         """(N,) error gaps w(t) a = w(t) (e_policy - e_reference); the weighted error without a reference."""
         gap = self.error if self.ref_error is None else self.error - self.ref_error
         return gap if self.t_weight is None else self.t_weight * gap
+
+    def counted(self) -> Tensor:
+        """(N,) 1 at rows that statistics of the batch are made of, 0 at those of weight 0: they stand in for
+        rows that a process does not have.
+        """
+        ones = torch.ones_like(self.error)
+        return ones if self.weight is None else ones * (self.weight != 0)
 
 
 @dataclass(frozen=True, kw_only=True)

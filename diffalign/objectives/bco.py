@@ -50,7 +50,8 @@ class BCO(ScoreObjective):
         u_w, u_l = pairs.scores(self.canonical)  # (P,) each
         delta = torch.zeros_like(u_w)
         if self.shift == "running":
-            delta = delta + running_mean(0.5 * (u_w + u_l), "bco.shift", self.decay, reduce_mean, state)
+            where, both = self.units(batch, batch.counted()), 0.5 * (u_w + u_l)
+            delta = delta + running_mean(both, where, "bco.shift", self.decay, reduce_mean, state)
         loss = pairs.expected(
             self.of_scores(u_w - delta, u_l - delta), self.of_scores(u_l - delta, u_w - delta)
         )

@@ -44,9 +44,10 @@ class Combination:
 
     how: Combine = "rewards"
     """rewards: the rule on their weighted sum. advantages: the weighted sum of each reward's advantages.
-    gdpo: the same, standardised over the batch. pareto: Parrot's, the advantage of the image's own reward
-    where no image of the batch beats it in all. gated: the first reward is a check that is passed above
-    0.5; the others' advantages are formed among the images that pass, the check's among all."""
+    gdpo: the same, standardised over the batch. pareto: Parrot's, the reward itself that the image's prompt
+    asked for (rewards[k].word), where no image of the batch beats it in all, else 0. gated: the first reward
+    is a check that is passed above 0.5; the others' advantages are formed among the images that pass, the
+    check's among all."""
     weights: tuple[float, ...] = ()
     """One weight for each reward; none is 1 each."""
     unbiased: bool = True

@@ -32,7 +32,7 @@ class CRD(OnlineObjective[Denoised]):
 
     r = -[l(v) - l(v_old)], l(v) = <(v - v*)^2> / <|v - v*|>, R the advantage mapped to [0, 1];
     loss = adv_max / beta (beta r_c - R_c)^2 + kl (m + R (1 - m)) <(v - v_ref)^2>, m = 1e-4 / kl. Baselines
-    have no gradient. The published reference is guided (at 4.5): the distance pulls guidance into the model.
+    have no gradient. A guided reference (kl_guidance, 4.5 as published) pulls guidance into the model.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2603.14128"
@@ -55,11 +55,14 @@ class CRD(OnlineObjective[Denoised]):
     """T of centre softmax."""
     kl: float = 0.1
     """Weight of the distance to the reference; 0 runs none."""
+    kl_guidance: float = 1.0
+    """Guidance of that reference; 1 is none, and asks it once instead of twice."""
 
     def __post_init__(self) -> None:
         """Check ranges, and ask for the reference only where it has a weight."""
         for name in ("beta", "adv_max", "temperature"):
             self._require(0 < getattr(self, name) < math.inf, name, "above 0 and finite")
+        self._require(1 <= self.kl_guidance < math.inf, "kl_guidance", "at least 1 and finite")
         self._require(self.kl == 0 or 1e-4 <= self.kl < math.inf, "kl", "0, or 1e-4 or more and finite")
         if self.kl:
             self._declare(needs=self.needs | {"ref_pred"}, needs_reference=True)
@@ -78,6 +81,10 @@ class CRD(OnlineObjective[Denoised]):
         floor = 1e-4 / self.kl
         distance = (floor + reward * (1 - floor)) * reference_distance(batch)
         return loss + self.kl * distance, metrics | {"kl": distance.detach()}
+
+    def guidance_of_reference(self) -> float:
+        """See OnlineObjective.guidance_of_reference."""
+        return self.kl_guidance if self.kl else 1.0
 
     def implicit_reward(self, batch: Denoised) -> Tensor:
         """(N,) by how much the policy fits an image better than the old one does."""

@@ -59,13 +59,16 @@ class DPO(PairObjective):
         if not self.auto_beta:
             return super().loss(batch, reduce_mean, state)
         pairs = self.pairs_of(batch)
-        beta = self._fitting_beta(pairs, reduce_mean, state)
+        beta = self._fitting_beta(pairs, self.units(batch, batch.counted()), reduce_mean, state)
         z = pairs.logit(beta)  # (P,)
         return pairs.soften(self.of_logit, z), pair_metrics(pairs, z) | {"beta": beta.expand_as(z)}
 
-    def _fitting_beta(self, pairs: Pairs, reduce_mean: ReduceMean, state: State | None) -> Tensor:
+    def _fitting_beta(
+        self, pairs: Pairs, where: Tensor, reduce_mean: ReduceMean, state: State | None
+    ) -> Tensor:
         """Scalar beta at which the running mean of |z| is the target's; beta itself while all gaps are 0."""
-        size = running_mean(pairs.lead(1.0).abs(), "dpo.lead", self.auto_beta_decay, reduce_mean, state)
+        lead = pairs.lead(1.0).abs()
+        size = running_mean(lead, where, "dpo.lead", self.auto_beta_decay, reduce_mean, state)
         wanted = math.log(1 / self.auto_beta_target - 1)  # -logit of the target
         low, high = (self.canonical * factor for factor in self.auto_beta_range)
         return torch.where(size > 0, (wanted / size).clamp(low, high), self.canonical)

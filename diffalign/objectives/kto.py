@@ -59,7 +59,8 @@ class KTO(Objective):
     ) -> tuple[Tensor, Metrics]:
         """(N,) losses of N images; see Objective.loss."""
         p, u = liked(batch), self._score(batch.gap())  # (N,) each
-        means, counts = mean_over_all(u, torch.stack([p, 1 - p]), reduce_mean)  # (2,): likes, dislikes
+        kinds = batch.counted() * torch.stack([p, 1 - p])  # (2, N)
+        means, counts = mean_over_all(u, kinds, reduce_mean)  # (2,): likes, dislikes
         k = self._shift(means, counts, batch, reduce_mean)
         of_like = self.desirable_weight * (1 - utility(self.utility, u - k, 1))
         of_dislike = self.undesirable_weight * (1 - utility(self.utility, u - k, -1))
@@ -77,13 +78,13 @@ class KTO(Objective):
     def _shift(self, means: Tensor, counts: Tensor, batch: Denoised, reduce_mean: ReduceMean) -> Tensor:
         """Scalar k, without gradient; means and counts are those of likes and dislikes."""
         if self.kl == "batch":
-            return ((means * counts).sum() / counts.sum()).clamp_min(0)
+            return ((means * counts).sum() / counts.sum().clamp_min(1e-12)).clamp_min(0)
         if self.kl == "balanced":  # of the kinds that are there
-            return means.sum() / (counts > 0).sum()
+            return means.sum() / (counts > 0).sum().clamp_min(1)
         if self.kl == "zero":
             return torch.zeros_like(means[0])
         other = self._score(_mismatched(batch).gap())
-        return mean_over_all(other, torch.ones_like(other), reduce_mean)[0]
+        return mean_over_all(other, batch.counted(), reduce_mean)[0]
 
 
 def _mismatched(batch: Denoised) -> Denoised:

@@ -21,16 +21,19 @@ def mean_over_all(values: Tensor, where: Tensor, reduce_mean: ReduceMean) -> tup
 
 
 def running_mean(
-    values: Tensor, name: str, decay: float, reduce_mean: ReduceMean, state: State | None
+    values: Tensor, where: Tensor, name: str, decay: float, reduce_mean: ReduceMean, state: State | None
 ) -> Tensor:
     """Scalar exponential mean of the batch means of (N,) values, this batch included; no gradient.
+
+    Rows count by their (N,) weights ``where``; a batch without any is passed over.
 
     It starts at the first batch mean that is not 0 (a fresh adapter gives exact zeros, which would hold the
     mean down for long). Without ``state`` it is this batch's mean.
     """
-    now, _ = mean_over_all(values, torch.ones_like(values), reduce_mean)
+    now, count = mean_over_all(values, where, reduce_mean)
     if state is None:
         return now
     old = state.get(name, torch.zeros_like(now)).to(now)
-    state[name] = torch.where(old == 0, now, decay * old + (1 - decay) * now)
+    moved = torch.where(count > 0, decay * old + (1 - decay) * now, old)
+    state[name] = torch.where(old == 0, now, moved)
     return state[name]

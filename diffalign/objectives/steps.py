@@ -102,6 +102,10 @@ class OnlineObjective(ABC, Generic[Batch]):
         """Bring (N,) row values to the (U,) units of the loss."""
         return values
 
+    def guidance_of_reference(self) -> float:
+        """Guidance of ``tensors.ref_pred``; 1 is none. Elsewhere there are no errors of the reference."""
+        return 1.0
+
     def _require(self, holds: bool, option: str, must: str) -> None:
         """Raise ValueError on a wrong option, by its registered name; ``must`` ends "it must be ..."."""
         if not holds:

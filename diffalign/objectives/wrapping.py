@@ -44,12 +44,13 @@ def safeguard(batch: Denoised, mu: float) -> Tensor:
     """SDPO's lambda, one number for the batch, without gradient.
 
     lambda = clip((1 - mu) |g_w|^2 / <g_w, g_l>, 0, 1) where <g_w, g_l> > 0, else 1, with the residuals
-    g = prediction - target of all decided winners and losers of the batch; ties are left out.
+    g = prediction - target of all decided winners and losers of the batch; ties and rows of weight 0 are left
+    out.
     """
     tensors = tensors_of(batch, "sdpo")
     order = pair_order(batch.group, batch.role)  # (P, 2)
     residual = (tensors.pred - tensors.target).detach().flatten(1).to(batch.error.dtype)[order]  # (P, 2, D)
-    decided = (batch.role[order[:, 0]] > 0).to(residual.dtype)  # (P,)
+    decided = ((batch.role > 0) * batch.counted())[order[:, 0]].to(residual.dtype)  # (P,)
     own = (decided * residual[:, 0].square().sum(1)).sum()
     both = (decided * (residual[:, 0] * residual[:, 1]).sum(1)).sum()
     return torch.where(both > 0, ((1 - mu) * own / both).clamp(0, 1), torch.ones_like(own))

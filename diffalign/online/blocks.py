@@ -54,15 +54,24 @@ class RewardConfig:
     """What it scores: decoded pictures, or latents (a latent reward model)."""
     noise: float = 0.0
     """latents: share of the time at which they are noised before they are scored."""
-    among: Literal["alone", "group"] = "alone"
-    """alone: a score of each picture. group: mean win rate among the pictures of its prompt, by pairs
-    (Pref-GRPO), which a pairwise scorer decides, or the sign of score gaps."""
+    among: Literal["alone", "group", "pairs"] = "alone"
+    """alone: a score of each picture. group: mean win rate among the pictures of its prompt (Pref-GRPO),
+    which a pairwise scorer decides, or the sign of score gaps; the score itself of a groupwise scorer
+    (pareto). pairs: the same, and a scorer of single pictures is asked to compare two (unifiedreward)."""
+    word: str = ""
+    """combination pareto: what is put before a prompt to ask for this reward; empty takes <reward 1> for the
+    first, and so on."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         is_share({"noise": self.noise})
-        if self.looks == "latents" and self.among == "group":
+        if self.looks == "latents" and self.compares:
             raise ValueError("a latent reward scores latents alone: set among=alone, or looks=pictures")
+
+    @property
+    def compares(self) -> bool:
+        """Whether it compares the pictures of a prompt, which it must be given together."""
+        return self.among != "alone"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,7 +77,7 @@ class Collector:
         """
         every = self.groups.planned(iteration)
         own = share_of(len(every), self.accelerator.process_index, self.accelerator.num_processes)
-        guided = self._guided([p.prompt for p in every[:: self.config.groups.images]])
+        guided = self._guided([p.asked for p in every[:: self.config.groups.images]])
         self.log.open(iteration)
         planned = [every[i] for i in own]
         chunks, runs = self._chunks(planned), list[Trajectories]()
@@ -106,7 +106,7 @@ class Collector:
         cond = self._on_device(policy.encode_prompts(prompts))
         side = self.side  # of whole pictures, without a crop; only SDXL is told
         sizes = torch.tensor([[side, side, 0, 0, side, side]] * len(prompts), device=policy.device)
-        if scale == 1:
+        if scale == 1 and self.config.objective.guidance_of_reference() == 1:
             return Guided(policy=policy, cond=cond, sizes=sizes)
         empty = self._on_device(policy.encode_prompts([""] * len(prompts)))
         return Guided(policy=policy, cond=cond, uncond=empty, scale=scale, sizes=sizes)
@@ -119,7 +119,7 @@ class Collector:
         where a reward compares them, whoever made them, else each batch for itself.
         """
         everything, images = range(len(planned)), self.config.groups.images
-        if not any(r.among == "group" for r in self.config.rewards):
+        if not any(r.compares for r in self.config.rewards):
             return [[some] for some in self._batches(everything, planned)]
         size = max(1, self.config.groups.batch // images) * images
         return [self._batches(everything[i : i + size], planned) for i in everything[::size]]
@@ -145,8 +145,9 @@ class Collector:
         """Ask for the rewards of pictures; they are scored while the next ones are made."""
         if self.background is None:
             return
-        x0 = [run.x0.float() for run in runs]
-        pictures = torch.cat([((self.policy.decode(x) + 1) / 2).clamp(0, 1) for x in x0])
+        x0, pictures = [run.x0.float() for run in runs], None
+        if any(r.looks == "pictures" for r in self.config.rewards):
+            pictures = torch.cat([((self.policy.decode(x) + 1) / 2).clamp(0, 1) for x in x0])
         self.background.submit(Made(
             latents=torch.cat(x0), pictures=pictures, prompts=tuple(p.prompt for p in some),
             group=tuple(p.group for p in some),
@@ -180,7 +181,10 @@ class Collector:
         assert harvest.rewards is not None
         rewards = torch.tensor(gather_object(harvest.rewards.tolist()), dtype=torch.float64)
         group = torch.tensor([p.number for p in every])
-        found = advantages_of(rewards, group, self.config.advantage, self.combination, state=state)
+        condition = torch.tensor([p.condition for p in every])
+        found = advantages_of(
+            rewards, group, self.config.advantage, self.combination, condition=condition, state=state
+        )
         if not bool(found.keep.any()):
             raise RewardError("no prompt of the iteration has finite rewards: look at the scorers")
         means = rewards.nanmean(0).tolist()

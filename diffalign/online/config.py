@@ -17,7 +17,7 @@ from diffalign.diffusion.transitions import (
     Ode,
     Transition,
 )
-from diffalign.label.rules import rules
+from diffalign.label.rules import RuleOptions, rules
 from diffalign.objectives import objectives
 from diffalign.objectives.advantages import FlowGrpo, Rule, advantages
 from diffalign.objectives.base import name_of
@@ -85,6 +85,8 @@ class OnlineConfig(RunConfig):
     """How several rewards become one advantage; the weights are those of the rewards."""
     judge: JudgeConfig | None = None
     """Who compares candidates, where the rollout branches."""
+    pairing: RuleOptions = field(default_factory=RuleOptions)
+    """Options of objective.rule, which makes the pairs of online_pairs."""
     update: UpdateConfig = field(default_factory=UpdateConfig)
     """What is done with the pictures of an iteration."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)
@@ -155,6 +157,8 @@ class OnlineConfig(RunConfig):
         """Refuse options that the objective's rows have no use for."""
         if isinstance(self.objective, OnlinePairs):
             _check_rule(self.objective.rule)
+        elif self.pairing != RuleOptions():
+            raise ValueError("pairing is of the pairs of online_pairs: leave it out with this objective")
         if isinstance(self.objective, D3PO) and not self.groups.same_start:
             raise ValueError("d3po compares trajectories from one first latent: set groups.same_start=true")
         if isinstance(self.objective, DGPO) and self.noise.per != "group":
@@ -180,14 +184,41 @@ class OnlineConfig(RunConfig):
         if not branches and not self.rewards:
             raise ValueError("rewards is empty: name at least one, for example rewards=[{scorer: hpsv2.1}]")
         if self.combination.how == "pareto":
-            raise ValueError(
-                "combination pareto needs the reward that each prompt asked for, which prompts of online "
-                "runs do not say: take rewards, advantages or gdpo"
-            )
+            self._check_asked()
+        elif any(r.word for r in self.rewards):
+            raise ValueError("rewards[k].word asks for one of several rewards: set combination.how=pareto")
         if self.combination.how == "gated" and len(self.rewards) < 2:
             raise ValueError(
                 "combination gated needs a check and at least one other reward: name both, in order"
             )
+
+    def _check_asked(self) -> None:
+        """Refuse what Parrot's prompts, each of which asks for one reward, cannot be shared out to."""
+        count, words = len(self.rewards), self.words
+        if self.objective.batch == "pairs":
+            raise ValueError(
+                "combination pareto weighs pictures, and online_pairs makes pairs of them: set "
+                "objective.rule to pareto, and combination.how to rewards"
+            )
+        if any(r.weight != 1 for r in self.rewards):
+            raise ValueError("combination pareto takes rewards as they are: leave rewards[k].weight at 1")
+        if count < 2 or len(set(words)) < count:
+            raise ValueError(
+                "combination pareto asks for one of several rewards with each prompt: name two or more, with "
+                "different words"
+            )
+        if self.groups.prompts % count:
+            raise ValueError(
+                f"groups.prompts is {self.groups.prompts}, and combination pareto makes pictures of each "
+                f"prompt for each of {count} rewards: take a multiple of {count}"
+            )
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What is put before prompts to ask for each of the rewards; empty where prompts ask for none."""
+        if self.combination.how != "pareto":
+            return ()
+        return tuple(r.word or f"<reward {k}>" for k, r in enumerate(self.rewards, 1))
 
     @property
     def mines(self) -> bool:
@@ -204,7 +235,7 @@ class OnlineConfig(RunConfig):
         """Whether the pictures of a prompt must be on one process."""
         unit, kind = self.objective.unit, self.objective.batch
         compared = unit == "group" or kind == "pairs" or (unit == "pair" and not self.mines)
-        return compared or self.objective.whole_groups or any(r.among == "group" for r in self.rewards)
+        return compared or self.objective.whole_groups or any(r.compares for r in self.rewards)
 
     def names(self) -> Names:
         """See RunConfig."""

@@ -114,6 +114,7 @@ class NoisedPass:
         """``reference``: context in which the policy is what it is held to."""
         objective = config.objective
         self.needs, self.policy, self.reference = objective.needs, policy, reference
+        self.guidance = objective.guidance_of_reference()
         self.needs_reference = objective.needs_reference or "ref_pred" in objective.needs
 
     def frame(self, table: NoisedTable) -> Denoised:
@@ -130,7 +131,7 @@ class NoisedPass:
         """The batch, differentiable in the policy."""
         # other weights first: they are put into the very tensors that the policy's graph will hold
         old = self._under(sets.of_old(), table, harvest) if self.needs & OLD else None
-        ref_pred = self._under(self.reference(), table, harvest) if self.needs_reference else None
+        ref_pred = self._of_reference(table, harvest) if self.needs_reference else None
         anchor = self._under(sets.of_anchor(), table, harvest) if "ema_pred" in self.needs else None
         pred, x_t, target = self._predict(table, harvest)
         batch, extra = self.frame(table), dict[str, Tensor]()
@@ -142,7 +143,7 @@ class NoisedPass:
         if "x0_slope" in self.needs:
             extra["x0_slope"] = self.policy.process.weight(batch.t, "x0_equivalent").sqrt()
         batch.extra = extra
-        if ref_pred is not None:
+        if ref_pred is not None and self.guidance == 1:
             batch.ref_error = mean_square(ref_pred - target)
         x0 = send(table.x0, pred.device)
         batch.tensors = Predictions(pred=pred, ref_pred=ref_pred, target=target, x_t=x_t, x0=x0, old_pred=old)
@@ -157,11 +158,18 @@ class NoisedPass:
         with torch.no_grad(), weights:
             return self._predict(table, harvest)[0]
 
-    def _predict(self, table: NoisedTable, harvest: Harvest) -> tuple[Tensor, Tensor, Tensor]:
-        """Native prediction without guidance, x_t and target, each (N, C, h, w) in fp32."""
+    def _of_reference(self, table: NoisedTable, harvest: Harvest) -> Tensor:
+        """Predictions of the reference, with the guidance that the objective asks for."""
+        with torch.no_grad(), self.reference():
+            return self._predict(table, harvest, self.guidance)[0]
+
+    def _predict(
+        self, table: NoisedTable, harvest: Harvest, guidance: float = 1.0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Native prediction, x_t and target, each (N, C, h, w) in fp32."""
         device, process = self.policy.device, self.policy.process
         x0, t = send(table.x0, device).float(), send(table.t, device)
         noise = seeded_noise(table.noise.tolist(), x0)
         x_t, target = process.add_noise(x0, noise, t), process.target(x0, noise, t)
-        plain = replace(harvest.guided, uncond=None, scale=1.0).rows(send(table.prompt, device))
-        return plain(x_t, t), x_t, target
+        guided = replace(harvest.guided, scale=guidance).rows(send(table.prompt, device))
+        return guided(x_t, t), x_t, target

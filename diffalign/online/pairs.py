@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffalign.label.rules import Candidates, Pairs, RuleOptions, rules
+from diffalign.label.rules import Candidates, Pairs, rules
 from diffalign.objectives.online_pairs import OnlinePairs
 from diffalign.online.collect import Harvest
 from diffalign.online.config import OnlineConfig
@@ -76,4 +76,4 @@ def decided(config: OnlineConfig, harvest: Harvest, own: Tensor) -> Pairs:
     flat = harvest.run.x0[own.to(harvest.run.x0.device)].float().flatten(1).cpu()
     features = torch.nn.functional.normalize(flat, dim=1).numpy().astype(np.float64)
     prompt = harvest.planned[int(own[0])].prompt
-    return rules.get(objective.rule)(Candidates(prompt=prompt, z=z, features=features), RuleOptions())
+    return rules.get(objective.rule)(Candidates(prompt=prompt, z=z, features=features), config.pairing)

@@ -8,7 +8,7 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from diffalign.assets import asset
 from diffalign.diffusion.corrupt import draw_seed, seeded_noise
 from diffalign.diffusion.timesteps import Uniform
 from diffalign.online.blocks import RewardConfig
+from diffalign.online.win_rate import WinRate
 from diffalign.policy import Policy
 from scorers.latent import LatentScorer, load_latent
 from scorers.protocol import Scorer
@@ -35,11 +36,21 @@ class Made:
 
     latents: Tensor
     """(B, C, h, w) clean scaled latents."""
-    pictures: Tensor
-    """(B, 3, H, W) in [0, 1]."""
+    pictures: Tensor | None
+    """(B, 3, H, W) in [0, 1]; None where no reward looks at pictures, so that none are decoded."""
     prompts: tuple[str, ...]
     group: tuple[int, ...]
     """Place of each picture's prompt in the iteration: two prompts of the same words are two groups."""
+
+    def decoded(self) -> Tensor:
+        """The pictures.
+
+        Raises:
+            ValueError: they were not decoded.
+        """
+        if self.pictures is None:
+            raise ValueError("the batch holds latents alone, and this reward looks at pictures")
+        return self.pictures
 
 
 Reward = Callable[[Made], Tensor]
@@ -57,13 +68,10 @@ def load_reward(config: RewardConfig, policy: Policy) -> Reward:
     if config.looks == "latents":
         return LatentReward(load_latent_scorer(config.scorer, policy), policy, config.noise)
     scorer = load_pixel_scorer(config.scorer, policy.device)
-    if config.among == "group":
-        if scorer.kind != "pointwise" and not hasattr(scorer, "matrix"):
-            raise ValueError(
-                f"reward {config.scorer} is {scorer.kind} and compares no group: take a scorer of single "
-                "pictures, or a pairwise one that has a matrix(images, prompt), as gpm"
-            )
-        return WinRate(scorer, policy.device)
+    if config.compares and scorer.kind == "groupwise":
+        return GroupReward(scorer, policy.device)
+    if config.compares:
+        return WinRate(scorer, policy.device, by_pairs=config.among == "pairs")
     if scorer.kind != "pointwise":
         raise ValueError(f"reward {config.scorer} is {scorer.kind}: it compares pictures, so set among=group")
     return PixelReward(scorer, policy.device)
@@ -109,8 +117,28 @@ class PixelReward:
     @torch.no_grad()
     def __call__(self, made: Made) -> Tensor:
         """See Reward."""
-        found = self.scorer.score_tensor(made.pictures.to(self.device), list(made.prompts))
+        found = self.scorer.score_tensor(made.decoded().to(self.device), list(made.prompts))
         return found if self.scorer.higher_better else -found
+
+
+class GroupReward:
+    """Scores that a groupwise scorer gives the pictures of a prompt; a batch must hold whole groups."""
+
+    def __init__(self, scorer: Scorer, device: torch.device) -> None:
+        """Keep the scorer."""
+        self.one = PixelReward(scorer, device)
+
+    def __call__(self, made: Made) -> Tensor:
+        """See Reward."""
+        pictures, group = made.decoded(), torch.tensor(made.group)
+        out = torch.empty(len(group))
+        for number in group.unique():
+            own = (group == number).nonzero().flatten()
+            prompts = tuple(made.prompts[i] for i in own.tolist())
+            out[own] = self.one(
+                replace(made, pictures=pictures[own.to(pictures.device)], prompts=prompts)
+            ).cpu()
+        return out
 
 
 class LatentReward:
@@ -133,40 +161,6 @@ class LatentReward:
         time = t if self.noise else torch.zeros_like(t)
         found = self.scorer.score_latents(x, self.process.model_time(time), list(made.prompts))
         return found if self.scorer.higher_better else -found
-
-
-class WinRate:
-    """Mean win rate of each picture against the others of its prompt (Pref-GRPO, arXiv:2508.20751).
-
-    A batch must hold whole groups.
-    """
-
-    def __init__(self, scorer: Scorer, device: torch.device) -> None:
-        """Keep the scorer."""
-        self.scorer, self.device = scorer, device
-
-    @torch.no_grad()
-    def __call__(self, made: Made) -> Tensor:
-        """See Reward."""
-        out = torch.empty(len(made.prompts))
-        group = torch.tensor(made.group)
-        for number in group.unique():
-            own = (group == number).nonzero().flatten()
-            out[own] = self._rates(made.pictures[own.to(made.pictures.device)], made.prompts[int(own[0])])
-        return out
-
-    def _rates(self, pictures: Tensor, prompt: str) -> Tensor:
-        """(n,) win rates; a tie is half a win."""
-        n = len(pictures)
-        matrix = getattr(self.scorer, "matrix", None)
-        if matrix is not None:
-            wins = torch.sigmoid(matrix(list(pictures), prompt))
-        else:
-            score = self.scorer.score_tensor(pictures.to(self.device), [prompt] * n).cpu()
-            score = score if self.scorer.higher_better else -score
-            wins = (torch.sign(score[:, None] - score[None, :]) + 1) / 2
-        rates: Tensor = (wins.sum(1) - wins.diagonal()) / (n - 1)
-        return rates
 
 
 class RewardLog:

@@ -77,7 +77,8 @@ def align_online(config: OnlineConfig, resume: str | Path | None = None) -> Run:
     screen = Screen(accelerator.is_main_process, config.steps, made, config.log.every)
     _preflight(config)
     prompts = training_prompts_of(config)
-    groups, captions = Groups(prompts, config.groups, config.seed), frozenset(map(normalise, prompts))
+    groups = Groups(prompts, config.groups, config.seed, config.words)
+    captions = frozenset(map(normalise, prompts))
     if accelerator.is_main_process and config.evaluate.prompts:
         warn_of_overlap(config, captions)
     policy = make_policy(config, accelerator.device)

@@ -47,6 +47,7 @@ class OnlineTrainer(Core):
         "advantage",
         "combination",
         "judge",
+        "pairing",
         "noise",
         "weights",
         "compare_with",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffalign.attention.decoupled import Implementation
 from diffalign.personalize.adapter import UserAdapter, load_adapter, tokens_of
-from diffalign.personalize.encoders import About
+from diffalign.personalize.encoders import About, EncoderOptions
 from diffalign.personalize.encoders.direction import DirectionOptions, parse_direction
 from diffalign.personalize.guidance import Condition, Level, conditional, each, mixture
 from diffalign.personalize.users import INDEX, Users, UsersError
@@ -81,12 +81,7 @@ class Attached:
         Raises:
             ValueError: the adapter's encoder is none of directions, or see ``parse_direction``.
         """
-        options = self.adapter.encoder.options
-        if not isinstance(options, DirectionOptions):
-            raise ValueError(
-                "this adapter knows people and no directions: train one with the encoder direction"
-            )
-        about = About(direction=parse_direction(text, options.scorers)[None])
+        about = About(direction=direction_of(self.adapter.encoder.options, text)[None])
         return self.use(about, scale=scale, user_guidance=user_guidance)
 
     def nobody(self) -> Attached:
@@ -94,11 +89,15 @@ class Attached:
         self.condition, self.user_guidance = None, None
         return self
 
-    def detach(self) -> None:
-        """Take people off again; the pipeline is what it was."""
+    def let_go(self) -> None:
+        """Have calls of the pipeline be what they were; the layers stay."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+    def detach(self) -> None:
+        """Take people off again; the pipeline is what it was."""
+        self.let_go()
         self.denoiser.set_attn_processor(dict(self._before))
 
     def _condition(self, who: Who, level: Level) -> Condition:
@@ -119,10 +118,7 @@ class Attached:
 
     def _tokens(self, name: str) -> Tensor:
         if self.users is None:
-            raise UsersError(
-                f"no people are stored beside this adapter ({INDEX}), so {name!r} cannot be found: add them "
-                "with diffalign users add, or give tokens"
-            )
+            raise UsersError(nobody_stored(name))
         return tokens_of(self.adapter.encoder, self.users, name)
 
     def _check(self, tokens: Tensor) -> None:
@@ -214,6 +210,25 @@ def attach(
     adapter.encoder.eval().requires_grad_(False)
     users = Users(folder) if (folder / INDEX).is_file() else None
     return Attached(pipe, adapter, users, before)
+
+
+def direction_of(options: EncoderOptions, text: str) -> Tensor:
+    """(A,) unit vector of ``hps=0.8,aesthetic=0.6`` for an encoder of these options.
+
+    Raises:
+        ValueError: it is none of directions, or see ``parse_direction``.
+    """
+    if not isinstance(options, DirectionOptions):
+        raise ValueError("this adapter knows people and no directions: train one with the encoder direction")
+    return parse_direction(text, options.scorers)
+
+
+def nobody_stored(name: str) -> str:
+    """What is said where an adapter has no store of people."""
+    return (
+        f"no people are stored beside this adapter ({INDEX}), so {name!r} cannot be found: add them with "
+        "diffalign users add, or give tokens"
+    )
 
 
 def denoiser_of(pipe: Any) -> Any:

@@ -218,7 +218,8 @@ class Users:
     def _known(self, name: str) -> str:
         one = self.id_of(name)
         if one not in self._index()["people"]:
-            raise UsersError(self._unknown(one))
+            called = "" if name == one else f"{name!r}: "
+            raise UsersError(called + self._unknown(one))
         return one
 
     def _unknown(self, one: str) -> str:

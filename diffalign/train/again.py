@@ -11,6 +11,7 @@ from PIL import Image
 from diffalign.evaluate.generate import Noise, Sampling, generate
 from diffalign.evaluate.report import load_report, show_report, write_report
 from diffalign.evaluate.seeds import excelling
+from diffalign.personalize.wanted import Wanted, adapter_of, attach_wanted, base_of
 from diffalign.policy import Policy, load_policy
 from diffalign.policy.export import LORA_FILE, export_policy, merge
 from diffalign.policy.guidance import is_guidance, read_guidance
@@ -18,9 +19,11 @@ from diffalign.policy.lora import AdapterConfig, load_into
 from diffalign.policy.precision import DTYPES, best_device
 from diffalign.train.align import load_any
 from diffalign.train.blocks import RunConfig
-from diffalign.train.finish import paired_evaluation
+from diffalign.train.config import TrainConfig
+from diffalign.train.finish import further_pictures, paired_evaluation
 from diffalign.train.progress import Screen
 from diffalign.train.run import RunFolder, read_config
+from diffalign.train.shown import from_export
 
 
 def open_run(run: Path) -> tuple[RunConfig, Policy]:
@@ -95,7 +98,11 @@ def gallery_again(run: Path, output: Path, prompts: int, *, title: str = "", ove
 
     config, policy = open_for_pictures(run)
     options = replace(config.evaluate, prompts=prompts or config.evaluate.prompts)
-    evaluation = paired_evaluation(replace(config, evaluate=options), policy, Screen(True, 1, 1, 1))
+    config = replace(config, evaluate=options)
+    evaluation = paired_evaluation(config, policy, Screen(True, 1, 1, 1))
+    if isinstance(config, TrainConfig) and config.people is not None:
+        make = further_pictures(config, policy, evaluation)
+        evaluation = evaluation.beside(from_export(policy, run / "export", config.people, make))
     report = load_report(run / "report.json")
     return write_gallery(output, evaluation.items(), report, title or run.name, overwrite=overwrite)
 
@@ -112,6 +119,41 @@ def export_again(run: Path, output: Path, merged: bool, kohya: bool) -> Path:
     return merge(policy, output) if merged else export_policy(policy, output, kohya=kohya)
 
 
+def open_any(model: str, lora: str | None = None) -> Policy:
+    """Policy for pictures of a pipeline, a run, or a run's export, also where that was moved.
+
+    Raises:
+        FileNotFoundError: nothing of the three.
+        ValueError: a LoRA beside a run's own, or an export that does not say what model it is of.
+    """
+    folder = Path(model)
+    own = folder.name == "export" and (folder.parent / "config.yaml").exists()
+    run = folder.parent if own else folder
+    weights = (folder / LORA_FILE).exists() and not (folder / "model_index.json").exists()
+    if lora is not None and (weights or (run / "config.yaml").exists()):
+        raise ValueError(f"{model} has a LoRA of its own: leave out --lora {lora}, or name the base model")
+    if (run / "config.yaml").exists():
+        return open_for_pictures(run)[1]
+    policy = load_policy(base_of(adapter_of(folder)) if weights else model).to(best_device())
+    source = model if weights else lora
+    if source is not None and is_guidance(source):
+        policy.set_guidance(read_guidance(source))
+    elif source is not None:
+        load_into(policy.pipeline, source)
+    return policy
+
+
+def _for_whom(policy: Policy, model: str, wanted: Wanted, users: Path | None) -> None:
+    """Attach people to the policy's pipeline, where somebody is wanted."""
+    if not wanted.somebody:
+        if users is not None:
+            raise ValueError(f"--users {users} holds people, and nobody is named: add --user or --direction")
+        return
+    if policy.guidance is not None and wanted.guidance is not None:
+        raise ValueError("guidance by a second model has no third branch: leave out --user-guidance")
+    attach_wanted(policy.pipeline, users or model, wanted)
+
+
 def generate_to(
     output: Path,
     model: str,
@@ -121,23 +163,26 @@ def generate_to(
     steps: int,
     guidance: float,
     seeds_from: Path | None = None,
+    wanted: Wanted | None = None,
+    users: Path | None = None,
 ) -> list[Path]:
     """Pictures of any pipeline as PNG files, named by prompt number and seed, each with its prompt in a file
     NNNN-S.txt beside it, so that the folder can be scored and paired as it is; existing files stay.
 
     With ``seeds_from``, a report.json, they start from the noise of the seeds that excel in it, of which
-    ``seeds`` is then the most that are taken.
+    ``seeds`` is then the most that are taken. ``model`` may be a run or its export too. Where somebody is
+    ``wanted``, their adapter is that of the run or export, or at ``users``.
 
     Raises:
+        FileNotFoundError: no model, or no adapter.
         FileExistsError: a picture or a prompt is there already.
         ReportError: no seed excels in the report.
+        UsersError: somebody unknown.
+        ValueError: a LoRA beside a run, people without a name, or see ``Wanted.put_on``.
     """
     numbers = list(range(seeds)) if seeds_from is None else excelling(seeds_from)[:seeds]
-    policy = load_policy(model).to(best_device())
-    if lora is not None and is_guidance(lora):
-        policy.set_guidance(read_guidance(lora))
-    elif lora is not None:
-        load_into(policy.pipeline, lora)
+    policy = open_any(model, lora)
+    _for_whom(policy, model, wanted or Wanted(), users)
     output.mkdir(parents=True, exist_ok=True)
     paths = [output / f"{i:04d}-{s}.png" for i in range(len(prompts)) for s in numbers]
     taken = [f for p in paths for f in (p, p.with_suffix(".txt")) if f.exists()]

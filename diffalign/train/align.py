@@ -16,13 +16,14 @@ from diffalign.policy import Policy, load_policy
 from diffalign.train.blocks import RunConfig
 from diffalign.train.checkpoint import CheckpointError, load_checkpoint, name_of
 from diffalign.train.config import TrainConfig, recipe_text
+from diffalign.train.directions import make_conditioner
 from diffalign.train.finish import Run, finish_run
 from diffalign.train.losers import Round, run_rounds
 from diffalign.train.plan import check_optimizer, latent_elements, make_plan
 from diffalign.train.preflight import preflight
 from diffalign.train.prepare import build_loader, fitted, given_records, read_records
 from diffalign.train.progress import Screen
-from diffalign.train.raters import make_people
+from diffalign.train.robust import make_group_weights
 from diffalign.train.rounds import finished, round_recipe, start_rounds
 from diffalign.train.run import read_config
 from diffalign.train.setup import checkpoint_of, claim, make_accelerator, make_policy, run_folder
@@ -122,14 +123,16 @@ def align(
     screen.say(f"run folder  {run.root}")
     if accelerator.is_main_process:
         run.write_skipped(loader.data.report.bad, loader.data.report.equal)
-    people = None if config.people is None else make_people(config, policy, given)
+    people = make_conditioner(config, policy, given)
     policy.set_reference(config.policy.reference if config.needs_reference else "none")
     if config.evaluate.prompts or config.validate.every:
         policy.keep_base()
     policy.set_guidance(config.policy.guidance)
     for line in attention_lines(policy.denoiser):
         screen.say(line)
-    trainer = Trainer(config, policy, loader, accelerator, run, people)
+    robust = None if config.people is None else config.people.robust
+    groups = make_group_weights(robust, given, accelerator.device)
+    trainer = Trainer(config, policy, loader, accelerator, run, people, groups)
     if source is not None:
         trainer.restore(load_checkpoint(source), str(source))
         if accelerator.is_main_process:

@@ -157,8 +157,18 @@ class TrainConfig(RunConfig):
             )
         if self.data.reference_errors is not None:
             raise ValueError("data.reference_errors cannot be kept in a run with people: leave it out")
+        if "direction" in self.people.encoder.needs:
+            self._check_directions()
         if self.optim.learning_rate <= 0:
             raise ValueError("optim.learning_rate must be above 0 with people; people.only freezes the LoRA")
+
+    def _check_directions(self) -> None:
+        if any(term.objective.data != "pairs" for term in self.all_terms):
+            raise ValueError("directions label pairs anew: take an objective of pairs, such as dpo")
+        if self.data.reverse:
+            raise ValueError(
+                "data.reverse turns labels, and directions take none of the data: negate the directions"
+            )
 
     def _check_timesteps(self) -> None:
         if not isinstance(self.timesteps, Discrete):

@@ -119,6 +119,10 @@ class Core(ABC):
         """Write what else the run gives out, and return where; for the main process."""
         return None
 
+    def shown(self) -> dict[str, Tensor]:
+        """Tokens of those people, by name, for whom pictures are made besides."""
+        return {}
+
     def further_state(self) -> dict[str, Tensor]:
         """Tensors of a subclass, by name."""
         return {}

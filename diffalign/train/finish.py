@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+
+from torch import Tensor
 
 from diffalign.assets import asset
 from diffalign.attention.install import chosen_lines
@@ -20,6 +23,7 @@ from diffalign.policy.guidance import SELF, write_guidance
 from diffalign.train.blocks import RunConfig, WorldConfig
 from diffalign.train.core import Core
 from diffalign.train.progress import Screen
+from diffalign.train.shown import in_training
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +126,10 @@ def evaluate_run(trainer: Core, screen: Screen) -> Report | None:
 
 def _evaluated(trainer: Core, screen: Screen) -> Report:
     evaluation = paired_evaluation(trainer.config, trainer.policy, screen)
+    shown = in_training(
+        trainer.policy, trainer.shown(), further_pictures(trainer.config, trainer.policy, evaluation)
+    )
+    evaluation = evaluation.beside(shown)
     report = evaluation.report()
     write_report(trainer.run.root / "report.json", report)
     evaluation.write_gallery(trainer.run.root / "gallery.html", report, trainer.run.root.name)
@@ -150,6 +158,13 @@ def paired_evaluation(config: RunConfig, policy: Policy, screen: Screen) -> Eval
         base = generate_base(policy, prompts, seeds, sampling, Path(config.data.cache), advance)
         model = generate(policy, prompts, seeds, sampling, advance)
     return evaluate_pictures(prompts, base, model, judges, "base", "aligned")
+
+
+def further_pictures(config: RunConfig, policy: Policy, evaluation: Evaluation) -> Callable[[], Tensor]:
+    """Makes pictures like those of an evaluation's model once more, for somebody."""
+    options = config.evaluate
+    sampling = Sampling(steps=options.steps, guidance=options.guidance, side=options.side)
+    return partial(generate, policy, evaluation.prompts, list(range(options.seeds)), sampling)
 
 
 def _card(trainer: Core, table: str) -> str:

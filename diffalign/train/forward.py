@@ -23,10 +23,10 @@ from diffalign.policy import Policy
 from diffalign.policy.family import Cond
 from diffalign.policy.modes import evaluating
 from diffalign.policy.people import person, without_people
+from diffalign.train.conditions import Conditioner, Conditions
 from diffalign.train.config import TrainConfig
 from diffalign.train.error_cache import ErrorCache, error_context
 from diffalign.train.extras import further_errors, rollout_distance
-from diffalign.train.raters import Conditions, People
 from diffalign.train.terms import Term
 
 Phase = Callable[[str], None]
@@ -42,7 +42,7 @@ class Forward:
         accelerator: Accelerator,
         phase: Phase,
         averaged: Callable[[], AbstractContextManager[None]] = nullcontext,
-        people: People | None = None,
+        people: Conditioner | None = None,
     ) -> None:
         """Bind the spaces to the policy.
 

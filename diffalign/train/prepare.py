@@ -168,13 +168,13 @@ def build_loader(
         curriculum=data.curriculum,
         other_captions=any("kl_error" in t.objective.needs for t in config.all_terms),
     )
-    return Loader(
-        cached,
-        policy.collate_prompts,
-        options,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-    )
+    rank, world = accelerator.process_index, accelerator.num_processes
+    if config.people is not None and "direction" in config.people.encoder.needs:
+        from diffalign.train.directions import DirectedLoader, Directions
+
+        directions = Directions(config.people, records)
+        return DirectedLoader(cached, policy.collate_prompts, options, directions, rank=rank, world=world)
+    return Loader(cached, policy.collate_prompts, options, rank=rank, world=world)
 
 
 def _read_path(config: TrainConfig) -> list[Record]:

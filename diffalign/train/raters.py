@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,32 +28,14 @@ from diffalign.personalize.history import Histories
 from diffalign.personalize.profiles import read_profiles
 from diffalign.personalize.training import dispersion, info_nce, keep_users
 from diffalign.personalize.users import Kind, Users
+from diffalign.personalize.wanted import FOLDER
 from diffalign.policy import Policy
-from diffalign.policy.family import Cond
 from diffalign.policy.modes import evaluating
-from diffalign.policy.people import USER_SCALE, USER_TOKENS
 from diffalign.train.blocks import OptimConfig
+from diffalign.train.conditions import Conditions, first_rows, unit_conditions
 from diffalign.train.config import TrainConfig
 from diffalign.train.optim import RELATIVE
 from diffalign.train.people import PeopleConfig
-
-FOLDER = "users"
-"""Where the adapter and its people lie in an export."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conditions:
-    """What the rows of a batch are conditioned on of people."""
-
-    own: Cond
-    """Of those who judged: tokens (U, K, D), or one set for each row where units differ in size, and (N,)
-    scales."""
-    other: Cond | None
-    """Of another person for each unit; None unless an objective compares with one."""
-    disagrees: Tensor
-    """(N,) 1 where the other person is known to see the unit the other way round."""
-    losses: dict[str, Tensor]
-    """Scalar losses of the tokens alone, times their weights."""
 
 
 class People:
@@ -71,30 +53,21 @@ class People:
         self.config: PeopleConfig = config.people
         self.adapter, self.evidence, self.histories = adapter, evidence, evidence.histories
         self.raters = raters_of(self.histories)
-        objectives = [t.objective for t in config.all_terms if "other_error" in t.objective.needs]
-        self.compares = bool(objectives)
-        self.contrasts = any(_trains_contrast(o) for o in objectives)
-        """Whether errors under another person's tokens need a gradient."""
+        self.compares, self.contrasts = compared(config)
 
     def conditions(self, batch: Batch, units: Sequence[int]) -> Conditions:
-        """Tokens of a batch that is on the host; ``units`` are the seeds of its rows' comparison units."""
-        first = _first_rows(batch.group)
+        """See Conditioner."""
+        first = first_rows(batch.group)
         positions, seeds = [int(batch.sample[i]) for i in first], [units[i] for i in first]
         keep = keep_users(seeds, self.config.dropout)
         own = self._encoded(self.evidence.about(positions, seeds), keep)
-        other, disagrees = None, torch.zeros(len(first))
-        if self.compares:
-            people, against = self._others(positions, seeds)
-            # nobody is compared with nobody: what a dropped unit adds to the contrast has no gradient
-            other = self._encoded(self.evidence.about(positions, seeds, people), keep)
-            disagrees = (against & keep).float()
-        device = own.tokens.device
-        return Conditions(
-            own=_rows(own.tokens, batch.group),
-            other=None if other is None else _rows(other.tokens, batch.group),
-            disagrees=disagrees[batch.group].to(device),
-            losses=self._losses(own, positions, seeds),
-        )
+        losses = self._losses(own, positions, seeds)
+        if not self.compares:
+            return unit_conditions(batch.group, own.tokens, losses=losses)
+        people, against = self._others(positions, seeds)
+        # nobody is compared with nobody: what a dropped unit adds to the contrast has no gradient
+        other = self._encoded(self.evidence.about(positions, seeds, people), keep)
+        return unit_conditions(batch.group, own.tokens, other.tokens, against & keep, losses)
 
     def _encoded(self, about: About, keep: Tensor) -> Encoded:
         encoder = self.adapter.encoder
@@ -137,16 +110,21 @@ class People:
 
     # ------------------------------------------------------------------ what is given out
 
+    @torch.no_grad()
+    def tokens(self, name: str) -> Tensor:
+        """See Conditioner."""
+        row = torch.tensor([self.raters.index(name)])  # make_people has looked
+        encoder = self.adapter.encoder
+        with evaluating(encoder):
+            found: Tensor = encoder(self._everybody().take(row).to(encoder.nobody.device))[0]
+        return found
+
     def export(self, folder: Path) -> Path:
         """Write the adapter and its people into a new folder of an export, and return it.
 
         An export of before, in which people may have been added or deleted since, is left as it is.
         """
-        target, i = folder / FOLDER, 1
-        while target.exists():
-            i += 1
-            target = folder / f"{FOLDER}-{i}"
-        save_adapter(self.adapter, target)
+        target = save_adapter(self.adapter, free_folder(folder))
         vectors, kind = self._vectors()
         votes = {rater: len(self.histories.of.get(rater, ())) for rater in self.raters}
         Users(target, kind).add_all(dict(zip(self.raters, vectors, strict=True)), votes=votes)
@@ -201,11 +179,10 @@ def make_people(config: TrainConfig, policy: Policy, records: Sequence[Record]) 
         profiles=None if options.profiles is None else _profiles(Path(options.profiles), raters),
         most=options.votes,
     )  # fmt: skip
-    branch = replace(options.branch, base=options.branch.base or config.policy.model)
-    with torch.random.fork_rng(devices=[]):  # the same weights on every process and after a resume
-        torch.manual_seed(draw_seed("people", config.seed))
-        adapter = policy.add_users(options.encoder, branch, people=len(raters), only=options.only)
-        if options.foretell:
+    adapter = add_adapter(config, policy, len(raters))
+    if options.foretell:
+        with torch.random.fork_rng(devices=[]):  # the same encoder on every process and after a resume
+            torch.manual_seed(draw_seed("foretell", config.seed))
             foretell(
                 adapter.encoder, histories, evidence.features or {}, steps=options.foretell,
                 votes=options.votes, seed=config.seed,
@@ -213,6 +190,31 @@ def make_people(config: TrainConfig, policy: Policy, records: Sequence[Record]) 
     if options.kl and not _is_variational(adapter.encoder):
         raise ValueError("people.kl is for variational encoders: set variational in the encoder, or kl to 0")
     return People(config, adapter, evidence)
+
+
+def add_adapter(config: TrainConfig, policy: Policy, people: int = 0) -> UserAdapter:
+    """Attach a new adapter to the policy: the same weights on every process and after a resume."""
+    options = config.people
+    assert options is not None
+    branch = replace(options.branch, base=options.branch.base or config.policy.model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(draw_seed("people", config.seed))
+        return policy.add_users(options.encoder, branch, people=people, only=options.only)
+
+
+def free_folder(export: Path) -> Path:
+    """A new folder of people in an export: those of before may have been changed since."""
+    target, i = export / FOLDER, 1
+    while target.exists():
+        i += 1
+        target = export / f"{FOLDER}-{i}"
+    return target
+
+
+def compared(config: TrainConfig) -> tuple[bool, bool]:
+    """Whether an objective compares conditions with one another, and whether it learns of that."""
+    objectives = [t.objective for t in config.all_terms if "other_error" in t.objective.needs]
+    return bool(objectives), any(_trains_contrast(o) for o in objectives)
 
 
 def parameter_groups(
@@ -249,6 +251,11 @@ def _check_raters(config: TrainConfig, histories: Histories, raters: Sequence[st
         raise DataError(
             f"{nameless} of {len(histories.raters)} records do not say who judged: leave them out, or train "
             "without the people block"
+        )
+    strangers = [name for name in config.people.show if name not in raters] if config.people else []
+    if strangers:
+        raise DataError(
+            f"people.show names {strangers[0]!r}, who has judged nothing: name raters of the data"
         )
     compares = any("other_error" in t.objective.needs for t in config.all_terms)
     if compares and len(raters) < 2:
@@ -296,17 +303,3 @@ def _trains_contrast(objective: Objective) -> bool:
         return objective.weight > 0
     inner = getattr(objective, "pair", None)
     return _trains_contrast(inner) if isinstance(inner, Objective) else True
-
-
-def _first_rows(group: Tensor) -> list[int]:
-    """First row of each of U units; the rows of a unit are adjacent."""
-    found = group.tolist()
-    return [i for i, unit in enumerate(found) if i == 0 or unit != found[i - 1]]
-
-
-def _rows(tokens: Tensor, group: Tensor) -> Cond:
-    """Conditioning of N rows on (U, K, D) tokens of their units, one for each unit where sizes allow."""
-    sizes = group.bincount()
-    alike = bool((sizes == sizes[0]).all())
-    own = tokens if alike else tokens[group.to(tokens.device)]
-    return {USER_TOKENS: own, USER_SCALE: torch.ones(len(group), device=tokens.device)}

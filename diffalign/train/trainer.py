@@ -16,15 +16,19 @@ from torch import Tensor
 
 from diffalign.config import ConfigError
 from diffalign.data.loader import Batch
+from diffalign.device import send
 from diffalign.diffusion.corrupt import draw_seed
 from diffalign.objectives import Denoised
 from diffalign.policy import Policy
+from diffalign.train.checkpoint import CheckpointError
+from diffalign.train.conditions import Conditioner
 from diffalign.train.config import TrainConfig
 from diffalign.train.core import Core, StepHook
 from diffalign.train.forward import Forward
 from diffalign.train.metrics import StepFigures
 from diffalign.train.optim import learning_rate, set_learning_rate
-from diffalign.train.raters import People, parameter_groups
+from diffalign.train.raters import parameter_groups
+from diffalign.train.robust import GroupWeights
 from diffalign.train.run import RunFolder
 from diffalign.train.terms import Prefixed
 
@@ -85,11 +89,13 @@ class Trainer(Core):
         loader: Loader,
         accelerator: Accelerator,
         run: RunFolder,
-        people: People | None = None,
+        people: Conditioner | None = None,
+        groups: GroupWeights | None = None,
     ) -> None:
         """Prepare optimizer, reference and averages; see TrainConfig for the options.
 
-        ``people`` are those that ``make_people`` attached to the policy, where the recipe has them.
+        ``people`` are those that ``make_conditioner`` attached to the policy, where the recipe has them;
+        ``groups`` weigh them.
         """
         super().__init__(config, policy, accelerator, run)
         self.config: TrainConfig = config
@@ -102,7 +108,7 @@ class Trainer(Core):
             )
         if self.shards is not None and people is not None:
             raise ConfigError("people do not go with FSDP, whose layers compute nothing outside of the model")
-        self.people = people
+        self.people, self.groups_of_people = people, groups
         self.forward = Forward(config, policy, accelerator, self._enter, self._averaged, people)
 
     # ------------------------------------------------------------------ the loop
@@ -118,6 +124,8 @@ class Trainer(Core):
         """One step over ``accumulate`` parts: sum(weight * loss) / sum(weight) over parts and processes."""
         self.clock.enter("data")
         parts = [self._next_batch() for _ in range(self.config.accumulate)]
+        robust = self.groups_of_people
+        parts = parts if robust is None else robust.weighed(parts, self._reduce_sum)
         totals = self._reduce_sum(self._total_weights(parts))  # (terms,)
         figures, samples = StepFigures(), []
         for i, batch in enumerate(parts):
@@ -137,6 +145,7 @@ class Trainer(Core):
         if self.accelerator.scaler is not None:
             out["skipped"] = torch.full((), float(skipped), device=norm.device)
         if not skipped:
+            out |= {} if robust is None else robust.step(self._reduce_sum)
             self.policy.opponent.update()
             if self.ema is not None:
                 self.ema.update()
@@ -153,6 +162,9 @@ class Trainer(Core):
             weight = term.objective.units(denoised, given).to(loss.dtype)
             parts.append(term.weight * (weight * loss).sum() / total.clamp_min(1e-12))
             share = term.objective.units(denoised, self._time_share(denoised.t).to(loss.dtype))
+            if i == 0 and self.groups_of_people is not None:
+                of = send(self.groups_of_people.groups(batch).to(loss.dtype), loss.device)
+                self.groups_of_people.saw(loss, weight, term.objective.units(denoised, of).long())
             prefix = f"{i}/" if i else ""
             figures.add(f"{prefix}loss", loss, weight > 0)
             figures.add_all({f"{prefix}{k}": v for k, v in metrics.items()}, share, weight > 0)
@@ -193,6 +205,30 @@ class Trainer(Core):
     def export_further(self) -> Path | None:
         """See Core."""
         return None if self.people is None else self.people.export(self.run.export)
+
+    def shown(self) -> dict[str, Tensor]:
+        """See Core."""
+        people = self.people
+        if people is None or self.config.people is None:
+            return {}
+        return {name: people.tokens(name) for name in self.config.people.show}
+
+    def further_state(self) -> dict[str, Tensor]:
+        """See Core."""
+        return {} if self.groups_of_people is None else {"groups": self.groups_of_people.q}
+
+    def load_further(self, state: Mapping[str, Tensor]) -> None:
+        """See Core."""
+        if self.groups_of_people is None:
+            super().load_further(state)
+            return
+        own, found = self.groups_of_people.q, state.get("groups")
+        if found is None or found.shape != own.shape:
+            raise CheckpointError(
+                f"the checkpoint has weights of {0 if found is None else len(found)} groups of people, and "
+                f"these data have {len(own)}: resume with the data of that run"
+            )
+        self.groups_of_people.q = found.to(own)
 
     def position(self) -> dict[str, Any]:
         """See Core."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Set
+from collections.abc import Sequence, Set
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from diffalign.train.core import Core
 from diffalign.train.finish import evaluation_prompts
 from diffalign.train.progress import Screen
 from diffalign.train.shard import put
+from diffalign.train.shown import in_training
 
 log = logging.getLogger(__name__)
 
@@ -74,9 +76,10 @@ class Validator:
             base = generate_base(
                 trainer.policy, prompts, self.seeds, self.sampling, Path(self.config.data.cache)
             )
-            model = generate(trainer.policy, prompts, self.seeds, self.sampling)
+            make = partial(generate, trainer.policy, prompts, self.seeds, self.sampling)
+            model, people = make(), in_training(trainer.policy, trainer.shown(), make)
         trainer.run.samples.mkdir(exist_ok=True)
-        save_sheet(base, model, trainer.run.samples / f"{name_of(trainer.step)}.png")
+        save_sheet(base, model, trainer.run.samples / f"{name_of(trainer.step)}.png", list(people.values()))
         if self.config.validate.judge is not None:
             self._judge(trainer, prompts, base, model)
 
@@ -120,9 +123,9 @@ class Validator:
         )
 
 
-def save_sheet(base: Tensor, model: Tensor, path: Path) -> None:
-    """Save (P, S, 3, H, W) uint8 pictures of both as one PNG: a row per prompt, base left, model right."""
-    rows = torch.cat([base, model], 1)  # (P, 2S, 3, H, W)
+def save_sheet(base: Tensor, model: Tensor, path: Path, people: Sequence[Tensor] = ()) -> None:
+    """Save (P, S, 3, H, W) uint8 pictures as one PNG: a row per prompt, base left, then model and people."""
+    rows = torch.cat([base, model, *people], 1)  # (P, columns S, 3, H, W)
     p, s, _, h, w = rows.shape
     sheet = rows.permute(0, 3, 1, 4, 2).reshape(p * h, s * w, 3)
     Image.fromarray(sheet.numpy()).save(path)

@@ -39,7 +39,6 @@ JUDGES = {
     "scorer": "pixel scorer, on the predicted picture",
     "oracle": "oracle of the taste, on the predicted picture",
 }
-START, END = "<!-- latent rewards -->", "<!-- /latent rewards -->"
 CHUNK = 32
 
 
@@ -221,14 +220,15 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_table(page: Path, table: str) -> None:
-    """Put a table between the marks of a page.
+def write_table(page: Path, table: str, what: str = "latent rewards") -> None:
+    """Put a table between the marks of a page, comments that name ``what`` it is.
 
     Raises:
         ValueError: the page lacks the marks.
     """
+    start, end = f"<!-- {what} -->", f"<!-- /{what} -->"
     text = page.read_text(encoding="utf-8")
-    if START not in text or END not in text:
-        raise ValueError(f"{page} lacks the marks {START} and {END}, between which the table goes")
-    head, rest = text.split(START, 1)
-    write_atomic(page, f"{head}{START}\n\n{table}\n\n{END}{rest.split(END, 1)[1]}")
+    if start not in text or end not in text:
+        raise ValueError(f"{page} lacks the marks {start} and {end}, between which the table goes")
+    head, rest = text.split(start, 1)
+    write_atomic(page, f"{head}{start}\n\n{table}\n\n{end}{rest.split(end, 1)[1]}")

@@ -344,7 +344,7 @@ def _name(rgb: Tensor, names: Sequence[str]) -> Tensor:
     """(B,) index into ``names`` of (B, 3) colours, or -1."""
     value, low = rgb.amax(1), rgb.amin(1)
     saturation = (value - low) / value.clamp(min=1e-6)
-    hue = _hue(rgb)
+    hue = hue_of(rgb)
     gaps = torch.stack([((hue - h + 180) % 360 - 180).abs() for h in HUES.values()], 1)
     index = torch.tensor([names.index(c) for c in HUES])[gaps.argmin(1)]
     grey = (saturation < 0.22) | (value < 0.25)
@@ -360,7 +360,7 @@ def _index(names: Sequence[str], name: str) -> int:
     return names.index(name) if name in names else -1
 
 
-def _hue(rgb: Tensor) -> Tensor:
+def hue_of(rgb: Tensor) -> Tensor:
     """(B,) hue in degrees of (B, 3) colours."""
     r, g, b = rgb.unbind(1)
     x, y = r - (g + b) / 2, (g - b) * 3**0.5 / 2

@@ -41,6 +41,18 @@ def test_every_scorer_must_see_the_winner_above() -> None:
     assert kept(RECORDS, agree=("a",)) == [0, 1, 3]
 
 
+def test_pairs_that_no_scorer_contradicts_by_much_and_ties_that_all_confirm() -> None:
+    """Gaps, winner minus loser: (2, 1), (2, -1), (-2, -1), (2, 1); the last is a tie of gaps (2, 1)."""
+    assert kept(RECORDS, least={"a": 0.0, "b": 0.0}) == [0, 3]
+    assert kept(RECORDS, least={"a": 0.0, "b": -1.0}) == [0, 1, 3]  # the bound itself is kept
+    assert kept(RECORDS, least={"a": -2.0}) == [0, 1, 2, 3]
+    assert kept(RECORDS, least={"b": 0.0}, tie_most={"a": 2.0, "b": 1.0}) == [0, 3, 4]
+    assert kept(RECORDS, least={"b": 0.0}, tie_most={"a": 2.0, "b": 0.9}) == [0, 3]
+    assert kept(RECORDS, tie_most={"b": 1.0}) == [0, 1, 2, 3, 4]
+    turned = [judged(7, -2, -1, 0.5), judged(8, -2, 1, 0.5)]  # the gap's sign means nothing in a tie
+    assert kept(turned, tie_most={"a": 2.0, "b": 1.0}) == [7, 8]
+
+
 def test_pairs_too_near_in_feature_space_go() -> None:
     records = [replace(pair(i), distance=i / 10) for i in range(5)]
     assert kept(records, min_distance=0.2) == [2, 3, 4]
@@ -153,6 +165,9 @@ def test_data_that_lack_what_an_option_uses(
         (lambda: StrengthOptions(scorers=("a", "b"), drop_spread=0.0), "drop_spread is 0.0"),
         (lambda: SelectOptions(min_distance=-1), "min_distance is -1"),
         (lambda: SelectOptions(margin_scale=math.inf), "margin_scale is inf"),
+        (lambda: SelectOptions(least={"a": math.nan}), r"select\.least\.a is nan"),
+        (lambda: SelectOptions(tie_most={"a": -0.1}), r"select\.tie_most\.a is -0\.1"),
+        (lambda: SelectOptions(agree=("a",), tie_most={"a": 0.1}), "agree leaves no ties"),
     ],
 )
 def test_wrong_options_are_refused(make: Any, message: str) -> None:

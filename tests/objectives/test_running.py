@@ -107,3 +107,30 @@ def test_state_is_what_a_checkpoint_can_hold() -> None:
     state: State = {}
     build("dpo", auto_beta=True).loss(pairs_of([(0.1, 0.0)]), state=state)
     assert {k: v.shape for k, v in state.items()} == {"dpo.lead": ()}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("kto", {}), ("kto", {"kl": "balanced"}), ("bco", {}), ("dpo", {"auto_beta": True, "beta": 1.0})],
+)
+def test_rows_of_weight_zero_are_in_no_mean(name: str, options: dict[str, object]) -> None:
+    """A process with a unit less trains on another one's again at weight 0: nobody else may notice."""
+    objective = build(name, **({"beta": 1.0} | options))
+    scores = [(1.0, 0.2), (0.4, -0.3), (3.0, 2.0)]
+    whole = pairs_of(scores, weight=torch.tensor([1.0, 1, 1, 1, 0, 0]))
+    own = pairs_of(scores[:2])
+    state, other = {}, {}  # type: ignore[var-annotated]
+    found, wanted = objective.loss(whole, state=state)[0], objective.loss(own, state=other)[0]
+    torch.testing.assert_close(found[: len(wanted)], wanted)
+    assert state == other
+    unmarked = objective.loss(pairs_of(scores), state={})[0]
+    assert not torch.allclose(unmarked[: len(wanted)], wanted)
+
+
+def test_a_batch_of_fillers_alone_moves_nothing() -> None:
+    state = {"bco.shift": torch.tensor(0.7, dtype=torch.float64)}
+    build("bco", beta=1.0).loss(pairs_of([(3.0, 2.0)], weight=torch.zeros(2)), state=state)
+    assert float(state["bco.shift"]) == pytest.approx(0.7)
+    loss, metrics = build("kto", beta=1.0).loss(pairs_of([(3.0, 2.0)], weight=torch.zeros(2)))
+    assert loss.isfinite().all()
+    assert metrics["kl"].tolist() == [0.0, 0.0]

@@ -16,6 +16,7 @@ from diffalign.diffusion.schedule import flow_schedule, vp_schedule
 from diffalign.diffusion.transitions import Ddim
 from diffalign.online.collect import Harvest
 from diffalign.online.groups import Planned
+from diffalign.online.rewards import Made
 
 FLOW = Process(prediction="flow")
 VP = Process(prediction="eps", alphas_cumprod=torch.linspace(0.999, 0.002, 1000))
@@ -74,4 +75,13 @@ def harvest(
         ),
         image=torch.arange(n) + 50, rewards=value.double()[:, None] if rewards is None else rewards,
         advantage=value, keep=torch.tensor(keep or [True] * n), figures={},
+    )  # fmt: skip
+
+
+def made(*values: float, prompts: Sequence[str] = (), group: Sequence[int] = ()) -> Made:
+    """Pictures of one grey each, and latents of the same number."""
+    pictures = torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
+    return Made(
+        latents=latents(*values), pictures=pictures, prompts=tuple(prompts or ["a"] * len(values)),
+        group=tuple(group or [0] * len(values)),
     )  # fmt: skip

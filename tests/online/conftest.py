@@ -77,7 +77,7 @@ def iteration(tmp_path: Path) -> Callable[..., Harvest]:
     """One iteration's harvest of a policy; its parameter sets begin with it."""
 
     def make(config: OnlineConfig, policy: Policy, sets: ParameterSets, number: int = 0) -> Harvest:
-        groups = Groups(PROMPTS, config.groups, config.seed)
+        groups = Groups(PROMPTS, config.groups, config.seed, config.words)
         collect = Collector(config, policy, groups, Accelerator(cpu=True), RewardLog(tmp_path / "log", 0))
         sets.begin()
         return collect(number, sets, {})

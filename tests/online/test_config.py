@@ -18,6 +18,14 @@ from tests.online.by_hand import harvest
 from tests.online.runs import BRIGHT, LATENT, recipe
 
 JUDGE = {"scorer": LATENT}
+
+
+def alike(*words: str, weight: float = 1.0) -> list[dict[str, Any]]:
+    """Two rewards."""
+    given = (*words, "", "")[:2]
+    return [{"scorer": s, "word": w, "weight": weight} for s, w in zip((BRIGHT, "jpeg"), given, strict=True)]
+
+
 BRANCH = "rollout.branching.candidates=3"
 REFUSED: list[tuple[str, list[str], dict[str, Any], str]] = [
     ("grpo", ["data.path=null"], {}, r"data\.path is missing"),
@@ -66,7 +74,13 @@ REFUSED: list[tuple[str, list[str], dict[str, Any], str]] = [
         "scores latents alone",
     ),
     ("grpo", [], {"rewards": [{"scorer": LATENT, "looks": "latents", "noise": 2.0}]}, "noise is 2.0"),
-    ("grpo", ["combination.how=pareto"], {}, "pareto needs the reward that each prompt asked for"),
+    ("grpo", ["combination.how=pareto"], {}, "pareto asks for one of several rewards"),
+    ("grpo", ["combination.how=pareto"], {"rewards": alike("dark", "dark")}, "with different words"),
+    ("grpo", ["combination.how=pareto", "groups.prompts=3"], {"rewards": alike()}, "take a multiple of 2"),
+    ("grpo", ["combination.how=pareto"], {"rewards": alike(weight=2.0)}, "weight at 1"),
+    ("online_pairs", ["combination.how=pareto"], {"rewards": alike()}, r"set objective\.rule to pareto"),
+    ("grpo", [], {"rewards": alike("dark")}, r"set combination\.how=pareto"),
+    ("crd", ["objective.kl_guidance=0.5"], {}, r"crd\.kl_guidance is 0\.5"),
     ("grpo", ["combination.how=gated"], {}, "gated needs a check and at least one other reward"),
     ("grpo", ["patience=0.0"], {}, "patience is 0"),
     # pairs
@@ -74,6 +88,8 @@ REFUSED: list[tuple[str, list[str], dict[str, Any], str]] = [
         "online_pairs", [],
         {"objective": {"name": "online_pairs", "objective": {"name": "dpo"}, "rule": "wurst"}}, "wurst",
     ),
+    ("nft", ["pairing.share=0.25"], {}, "pairing is of the pairs of online_pairs"),
+    ("online_pairs", ["pairing.share=0.75"], {}, r"rule\.share is 0\.75"),
     ("online_pairs", ["objective.objective={name: smpo}"], {}, "which fresh pictures do not have"),
     # updates, noise, weights
     ("grpo", ["update.updates=0"], {}, "updates is 0"),

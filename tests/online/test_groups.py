@@ -55,6 +55,18 @@ def test_processes_share_the_pictures_of_one(world: int) -> None:
     assert {len(share_of(12, rank, world)) for rank in range(world)} == {12 // world}
 
 
+def test_a_prompt_is_asked_once_for_each_reward() -> None:
+    own = Groups(TEXTS, GroupConfig(prompts=4, images=2), 0, ["<a>", "<b>"])
+    planned = own.planned(1)
+    assert [p.condition for p in planned] == [0, 0, 1, 1] * 2
+    assert [p.prompt for p in planned] == [TEXTS[n] for n in own.numbers(1) for _ in range(4)]
+    assert [p.asked for p in planned[1:3]] == [f"<a> {planned[0].prompt}", f"<b> {planned[0].prompt}"]
+    assert len({p.number for p in planned}) == 4  # the words make other prompts of it
+    assert len({p.seed for p in planned}) == 8
+    assert sorted(n for i in range(5) for n in own.numbers(i)) == list(range(10))
+    assert groups().planned(0)[0].asked == groups().planned(0)[0].prompt
+
+
 def test_too_few_prompts_are_refused() -> None:
     with pytest.raises(ValueError, match=r"groups\.prompts is 11, and there are 10 prompts: lower it"):
         groups(prompts=11)

@@ -122,3 +122,29 @@ def test_the_slope_is_that_of_the_clean_latent(
     batch = NoisedPass(config, policy, policy.reference)(noised_table(found, config), found, sets)
     a, s = policy.process.coefficients(batch.t)
     torch.testing.assert_close(batch.extra["x0_slope"], s if family == "sd3" else s / a)
+
+
+def test_a_guided_reference_is_that_of_crd(policies: Policies, config_of: Any, iteration: Any) -> None:
+    policy = policies("sd3")
+    changes = ("rollout.steps=2", "groups.images=2", "noise.draws=1", "objective.kl_guidance=3.0")
+    config = config_of("crd", *changes)
+    found = iteration(config, policy, ParameterSets(policy.trainable(), config.weights))
+    part = noised_table(found, config)
+    own = NoisedPass(config, policy, policy.reference)
+    with torch.no_grad(), policy.reference():
+        prompted = own.plain(part, found)
+        empty = policy.collate_prompts(policy.encode_prompts([""] * len(part)))
+        x_t = policy.process.add_noise(part.x0, seeded_noise(part.noise.tolist(), part.x0), part.t)
+        unprompted = policy.predict(x_t, part.t, empty)
+    assert float((prompted - unprompted).abs().max()) > 1e-3
+    batch = own(part, found, ParameterSets(policy.trainable(), config.weights))
+    torch.testing.assert_close(batch.tensors.ref_pred, unprompted + 3 * (prompted - unprompted))
+    assert batch.ref_error is None
+    unguided = config_of("crd", *changes, "objective.kl_guidance=1.0")
+    plain = NoisedPass(unguided, policy, policy.reference)
+    batch = plain(part, found, ParameterSets(policy.trainable(), config.weights))
+    torch.testing.assert_close(batch.tensors.ref_pred, prompted)
+    assert (
+        config_of("crd", "objective.kl=0.0", "objective.kl_guidance=3.0").objective.guidance_of_reference()
+        == 1
+    )

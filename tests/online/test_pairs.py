@@ -48,6 +48,13 @@ def test_pairs_by_rule(config_of: Any) -> None:
     ]  # fmt: skip
 
 
+def test_options_of_the_rule_are_the_recipe_s(config_of: Any) -> None:
+    """Scores 1, 3, 2, 0 have mean 1.5 and s.d. 1.12: at mean - 0.5 s.d. the nearest is 1, not 0."""
+    pictures = harvest([1.0, 3.0, 2.0, 0.0], [0, 0, 0, 0])
+    found = table(config_of, {"name": "dpo"}, pictures, "mean_minus_2sd", pairing={"deviations": 0.5})
+    assert members(found) == [(1, 0, 1), (0, 0, -1)]
+
+
 def test_sides_of_a_pair_share_time_but_not_noise_unless_asked(config_of: Any) -> None:
     for per, same in (("image", False), ("group", True)):
         found = table(config_of, {"name": "dpo"}, harvest(*PICTURES), noise={"draws": 2, "per": per})

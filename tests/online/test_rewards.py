@@ -6,15 +6,15 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
 import scorers
-from diffalign.online.blocks import RewardConfig
 from diffalign.online.config import OnlineConfig
 from diffalign.online.rewards import (
     Background,
@@ -23,27 +23,16 @@ from diffalign.online.rewards import (
     PixelReward,
     RewardError,
     RewardLog,
-    WinRate,
     content_keys,
     load_latent_scorer,
-    load_reward,
 )
 from diffalign.online.weights import ParameterSets
 from diffalign.policy import Policy
 from scorers.latent import latent_scorers
-from tests.online.by_hand import latents
-from tests.online.runs import BRIGHT, Brightness, LatentMean
+from tests.online.by_hand import made
+from tests.online.runs import BRIGHT, LATENT, Brightness, LatentMean
 
 CPU = torch.device("cpu")
-
-
-def made(*values: float, prompts: Sequence[str] = (), group: Sequence[int] = ()) -> Made:
-    """Pictures of one grey each, and latents of the same number."""
-    pictures = torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
-    return Made(
-        latents=latents(*values), pictures=pictures, prompts=tuple(prompts or ["a"] * len(values)),
-        group=tuple(group or [0] * len(values)),
-    )  # fmt: skip
 
 
 def bright(one: Made) -> Tensor:
@@ -185,60 +174,56 @@ def test_another_number_of_processes_finds_the_rewards_too(tmp_path: Path) -> No
     assert reward.asked == [1]
 
 
-# ---------------------------------------------------------------------- kinds of rewards
+# ---------------------------------------------------------------------- what they are given
 
 
-class Judge(Brightness):
-    """Knows a matrix of logits only."""
+class Darkness(Brightness):
+    """The other way round; notes the prompts."""
 
-    kind = "pairwise"
-
-    def matrix(self, images: Sequence[Tensor], prompt: str) -> Tensor:
-        grey = torch.tensor([float(i.mean()) for i in images])
-        return 4 * (grey[:, None] - grey[None, :])
+    name = "darkness"
+    prompts: ClassVar[list[str]] = []
 
     def score_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
-        raise TypeError("no score of a single picture")
+        """See Scorer."""
+        Darkness.prompts += prompts
+        return -super().score_tensor(x01, prompts)
 
 
-def test_win_rates_by_hand() -> None:
-    one = made(0.1, 0.6, 0.5, 0.1, 0.3, prompts=["a", "a", "b", "a", "b"], group=[0, 0, 1, 0, 1])
-    found = WinRate(Brightness(), CPU)(one)
-    assert found.tolist() == [0.25, 1.0, 1.0, 0.25, 0.0]  # a tie is half a win
-    pair = torch.tensor(4 * 0.5).sigmoid()
-    wanted = [(1 - pair + 0.5) / 2, pair, 0, (1 - pair + 0.5) / 2, 0]
-    found = WinRate(Judge(), CPU)(one)
-    assert found[[0, 1, 3]].tolist() == pytest.approx([float(wanted[i]) for i in (0, 1, 3)])
-    assert float(found[2] + found[4]) == pytest.approx(1.0)
+def test_nothing_is_decoded_for_latent_rewards(
+    policies: Callable[[str], Policy], config_of: Any, iteration: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, decoded = policies("sd3"), list[int]()
+    original = policy.decode
+    monkeypatch.setattr(policy, "decode", lambda x: decoded.append(len(x)) or original(x))
+    for rewards in ([LATENT], [LATENT, BRIGHT]):
+        looks = {LATENT: "latents", BRIGHT: "pictures"}
+        blocks = {"rewards": [{"scorer": r, "looks": looks[r]} for r in rewards]}
+        config = config_of("nft", **blocks)
+        found = iteration(config, policy, ParameterSets(policy.trainable(), config.weights))
+        assert found.rewards is not None
+        assert bool(found.rewards.isfinite().all())
+        assert sum(decoded) == (0 if len(rewards) == 1 else 8)
+    with pytest.raises(ValueError, match="this reward looks at pictures"):
+        PixelReward(Brightness(), CPU)(replace(made(0.1), pictures=None))
 
 
-def test_two_groups_of_the_same_words_are_two_groups() -> None:
-    found = WinRate(Brightness(), CPU)(made(0.1, 0.2, 0.3, 0.4, group=[0, 0, 1, 1]))
-    assert found.tolist() == [0.0, 1.0, 0.0, 1.0]
-
-
-def test_lower_is_better_turns_the_sign() -> None:
-    scorer = Brightness()
-    scorer.higher_better = False
-    assert PixelReward(scorer, CPU)(made(0.25)).tolist() == [-25.0]
-    assert WinRate(scorer, CPU)(made(0.1, 0.2)).tolist() == [1.0, 0.0]
-
-
-def test_a_judge_of_pairs_gives_no_score_of_one(policies: Callable[[str], Policy]) -> None:
-    with pytest.raises(ValueError, match="is pairwise: it compares pictures, so set among=group"):
-        load_reward(RewardConfig(scorer="tests.online.test_rewards:Judge"), policies("sd3"))
-
-
-class Sets(Brightness):
-    """Of a set as a whole."""
-
-    kind = "set"
-
-
-def test_what_compares_no_group_is_refused_before_the_run(policies: Callable[[str], Policy]) -> None:
-    config = RewardConfig(scorer="tests.online.test_rewards:Sets", among="group")
-    with pytest.raises(ValueError, match="is set and compares no group"):
-        load_reward(config, policies("sd3"))
+def test_prompts_ask_for_a_reward_and_the_front_of_the_batch_gets_it(
+    policies: Callable[[str], Policy], config_of: Any, iteration: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, told = policies("sd3"), list[str]()
+    original = policy.encode_prompts
+    monkeypatch.setattr(policy, "encode_prompts", lambda texts: told.extend(texts) or original(texts))
+    dark = "tests.online.test_rewards:Darkness"
+    rewards = [{"scorer": BRIGHT}, {"scorer": dark, "word": "dim"}]
+    config = config_of("grpo", "combination.how=pareto", rewards=rewards)
+    Darkness.prompts.clear()
+    found = iteration(config, policy, ParameterSets(policy.trainable(), config.weights))
+    prompt = found.planned[0].prompt
+    assert told[:2] == [f"<reward 1> {prompt}", f"dim {prompt}"]
+    assert Darkness.prompts == [prompt] * 8
+    # what is brighter is less dark: all are in the front
+    wanted = torch.cat([found.rewards[:4, 0], found.rewards[4:, 1]]) / 8
+    torch.testing.assert_close(found.advantage.double(), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_a_latent_reward_of_another_vae_is_refused(

@@ -12,9 +12,7 @@ import torch
 
 from diffalign.policy import load_policy
 from diffalign.world.latent_rewards import (
-    END,
     JUDGES,
-    START,
     LatentPlan,
     alphas_of,
     markdown,
@@ -26,6 +24,7 @@ from diffalign.world.latent_rewards import (
 from scorers.lrm import Lrm
 from tests.tiny import tiny_folder
 
+START, END = "<!-- latent rewards -->", "<!-- /latent rewards -->"
 SMALL = LatentPlan(votes=8, validation=4, heldout=6, levels=(0, 950), steps=2, batch=4)
 
 
