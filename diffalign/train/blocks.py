@@ -11,6 +11,7 @@ from diffalign.policy.guidance import Guidance
 from diffalign.policy.long_prompts import LongPrompts
 from diffalign.policy.lora import AdapterConfig
 from diffalign.policy.reference import ReferenceOptions
+from diffalign.world.population import PopulationConfig
 
 Precision = Literal["fp32", "bf16", "fp16", "fp64"]
 
@@ -101,6 +102,8 @@ class WorldConfig:
     """Captions of a pair's sides: the prompt; c: what each picture shows; p: the prompt, changed in a detail
     for the loser; h: what each shows, changed in a detail for the loser (DCPO).
     """
+    population: PopulationConfig | None = None
+    """Many people with tastes of their own in place of one voter; those who are not held out vote."""
     seed: int = 0
     """Seed of prompts, pictures and votes."""
 
@@ -115,6 +118,13 @@ class WorldConfig:
             )
         at_least(0, {"temperature": self.temperature, "seed": self.seed})
         is_share({"careless": self.careless, "flip": self.flip})
+        if self.population is not None and (self.ask != "votes" or self.rule or self.captions != "prompt"):
+            raise ValueError("data.world.population votes on pairs: leave ask, rule and captions as they are")
+        if self.population is not None and self.per_prompt - self.population.apart < 2:
+            raise ValueError(
+                f"data.world.per_prompt is {self.per_prompt}, of which population.apart keeps "
+                f"{self.population.apart}: two at least must be left for those who are trained on"
+            )
         self._check_labels()
 
     def _check_labels(self) -> None:

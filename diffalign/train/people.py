@@ -89,6 +89,8 @@ class PeopleConfig:
     """Peak learning rate of the layers' keys and values; it follows the schedule of ``optim``."""
     only: bool = False
     """Train encoder and layers alone, and leave the LoRA as it is (the second stage of PPD)."""
+    foretell: int = 0
+    """Steps in which an encoder of votes first learns to foretell votes, without the model; 0 none."""
     show: tuple[str, ...] = ()
     """Raters (of an encoder of directions: directions) whose pictures stand beside those for nobody in
     validation and in the gallery."""
@@ -108,7 +110,7 @@ class PeopleConfig:
         is_share({"dropout": self.dropout})
         at_least(1, {"votes": self.votes})
         names = ("encoder_rate", "branch_rate", "info_nce", "dispersion", "kl")
-        at_least(0, {name: getattr(self, name) for name in names})
+        at_least(0, {name: getattr(self, name) for name in names} | {"foretell": self.foretell})
         self._check_encoder()
         self._check_directions()
         twice = next((name for name in self.show if self.show.count(name) > 1 or name in TAKEN), None)
@@ -145,5 +147,7 @@ class PeopleConfig:
             raise ValueError("the encoder reads votes: name the scorer of their features in branch.features")
         if ("profile" in needs) != (self.profiles is not None):
             raise ValueError("profiles name a file where the encoder reads profiles, and only there")
+        if self.foretell and "examples" not in needs:
+            raise ValueError("foretell trains an encoder of votes: take one, or set foretell to 0")
         if self.info_nce and "examples" not in needs:
             raise ValueError("info_nce compares two drawings of a person's votes: take an encoder of votes")

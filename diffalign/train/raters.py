@@ -23,6 +23,7 @@ from diffalign.personalize.encoders.about import pad_examples
 from diffalign.personalize.encoders.base import Encoded
 from diffalign.personalize.encoders.table import Table
 from diffalign.personalize.evidence import Evidence, PairFeatures, Profiles, embed_pairs
+from diffalign.personalize.foretell import foretell
 from diffalign.personalize.history import Histories
 from diffalign.personalize.profiles import read_profiles
 from diffalign.personalize.training import dispersion, info_nce, keep_users
@@ -179,6 +180,13 @@ def make_people(config: TrainConfig, policy: Policy, records: Sequence[Record]) 
         most=options.votes,
     )  # fmt: skip
     adapter = add_adapter(config, policy, len(raters))
+    if options.foretell:
+        with torch.random.fork_rng(devices=[]):  # the same encoder on every process and after a resume
+            torch.manual_seed(draw_seed("foretell", config.seed))
+            foretell(
+                adapter.encoder, histories, evidence.features or {}, steps=options.foretell,
+                votes=options.votes, seed=config.seed,
+            )  # fmt: skip
     if options.kl and not _is_variational(adapter.encoder):
         raise ValueError("people.kl is for variational encoders: set variational in the encoder, or kl to 0")
     return People(config, adapter, evidence)

@@ -23,6 +23,7 @@ from diffalign.policy import Policy
 from diffalign.train.blocks import WorldConfig
 from diffalign.world.captions import describe_images, perturb
 from diffalign.world.grammar import Prompt, Split, double_prompts, single_prompts
+from diffalign.world.population import population_prompts, votes_of
 from diffalign.world.raters import Rater, leaves_open, named_rater
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ def training_prompts(config: WorldConfig) -> tuple[list[Prompt], list[Prompt]]:
 
     Of the few prompts that leave some tastes open, SELECTION at least are kept, and fewer are voted on.
     """
+    if config.population is not None:
+        return population_prompts("train"), []
     asked = max(1, config.images // config.per_prompt)
     every = world_prompts(config.taste, max(1000, asked + SELECTION), "train", config.seed)
     voted = min(asked, max(1, len(every) - SELECTION))
@@ -72,6 +75,8 @@ def world_records(
         RegistryError: no such rule or scorer.
         DataError: the rule makes no pair of these pictures.
     """
+    if config.population is not None:
+        return crowd_records(policy, config, config.population.seen, cache, progress, sampling)
     rater = named_rater(config.taste, config.temperature, config.careless)
     prompts, _ = training_prompts(config)
     made = len(prompts) * config.per_prompt
@@ -92,6 +97,40 @@ def world_records(
             records, config.captions, describe=describe_images, perturb=perturb, seed=config.seed
         )
     return turned(records, config.flip, np.random.default_rng([config.seed, 7]))
+
+
+def crowd_records(
+    policy: Policy,
+    config: WorldConfig,
+    names: Sequence[str],
+    cache: Path,
+    progress: Progress = lambda n: None,
+    sampling: Sampling | None = None,
+) -> list[Record]:
+    """Votes of people of ``config.population``: of those who are trained on, or of those who are held out.
+
+    ``config.per_prompt`` pictures of every prompt are made, whatever ``config.images`` says; those who are
+    held out see pictures that the others never do.
+
+    Raises:
+        ValueError: the config has no population, or somebody can hardly decide anything.
+    """
+    people = config.population
+    if people is None:
+        raise ValueError("data.world.population is missing: say who votes")
+    prompts, seeds = population_prompts("train"), list(range(1000, 1000 + config.per_prompt))
+    texts = [str(p) for p in prompts]
+    pictures = generate_base(policy, texts, seeds, sampling or Sampling(), cache, progress)
+    cut, raters = config.per_prompt - people.apart, people.raters()
+    parts = []
+    for number, (group, shown) in enumerate(
+        ((people.seen, pictures[:, :cut]), (people.unseen, pictures[:, cut:]))
+    ):
+        some = {name: raters[name] for name in group if name in set(names)}
+        parts += (
+            votes_of(some, prompts, shown, people.votes, [config.seed, people.seed, number]) if some else []
+        )
+    return parts
 
 
 def _asked(prompts: list[Prompt], pictures: Tensor, config: WorldConfig, rater: Rater) -> list[Record]:
