@@ -81,8 +81,10 @@ def measure(study: Study, loras: bool) -> dict[str, Any]:
     pictures = study.pictures(study.studio())
     jury = make_jury(study.people, study.prompts, pictures["base"])
     found = figures(jury, pictures, study.options.votes, MAIN)
-    wide = study.main_pictures(study.studio(every=True))
-    found["all_prompts"] = main_figures(make_jury(study.people, study.all_prompts, wide["base"]), wide, MAIN)
+    if study.prompts != study.all_prompts:
+        wide = study.main_pictures(study.studio(every=True))
+        jury_of_all = make_jury(study.people, study.all_prompts, wide["base"])
+        found["all_prompts"] = main_figures(jury_of_all, wide, MAIN)
     if loras:
         names = study.train_loras()
         shown = study.lora_pictures(names)
