@@ -28,6 +28,7 @@ from diffalign.personalize.evidence import PairFeatures, embed_pairs
 from diffalign.personalize.guidance import interpolate
 from diffalign.personalize.history import Histories
 from diffalign.personalize.new_user import encode, nearest_mean
+from diffalign.personalize.study_asking import asked_first, differences
 from diffalign.personalize.study_pictures import Shelf, Studio, open_studio
 from diffalign.train.config import TrainConfig
 from diffalign.world.population import PopulationConfig, population_prompts, taste_weights
@@ -187,7 +188,7 @@ class Study:
         spec = merged(self.recipes.everybody, self.recipes.single)["people"]["branch"]["features"]
         records = self.votes(names)
         histories = Histories(records, image_names(records))
-        return Known(histories, embed_pairs(records, histories, scorers.load_spec(spec)))
+        return Known(histories.of, embed_pairs(records, histories, scorers.load_spec(spec)))
 
     @property
     def all_prompts(self) -> tuple[str, ...]:
@@ -218,6 +219,10 @@ class Study:
         for k in options.votes:
             if k != MAIN:
                 found[f"votes-{k}"] = studio.people(f"votes-{k}", own[k], least)
+        asked = unseen.asked(people.unseen, seen, max(options.votes))
+        for k in options.votes:
+            tokens = encode(encoder, asked.examples(people.unseen, k))
+            found[f"asked-{k}"] = studio.people(f"asked-{k}", tokens, least)
         some = encode(encoder, seen.examples(people.seen[: options.seen], MAIN))
         found["seen"] = studio.people("seen", some, least)
         known = encode(encoder, seen.examples(people.seen, max(options.votes)))
@@ -259,12 +264,19 @@ class Study:
 class Known:
     """Votes of people, with their features."""
 
-    histories: Histories
+    of: Mapping[str, Sequence[int]]
+    """Positions of each person's votes, in the order in which they come to be known."""
     features: Mapping[int, PairFeatures]
 
     def examples(self, names: Sequence[str], votes: int) -> Examples:
         """The first ``votes`` votes of each."""
-        return pad_examples([[self.features[p] for p in self.histories.of[n][:votes]] for n in names])
+        return pad_examples([[self.features[p] for p in self.of[n][:votes]] for n in names])
+
+    def asked(self, names: Sequence[str], others: Known, votes: int) -> Known:
+        """The same votes, in the order in which they would be asked for, of what ``others`` are like."""
+        theirs = [differences(p, others.features) for p in others.of.values()]
+        own = {n: self.of[n] for n in names}
+        return replace(self, of=asked_first(own, self.features, theirs, votes))
 
 
 def _nearest(tokens: Tensor, known: Tensor, count: int) -> Tensor:

@@ -84,21 +84,24 @@ def figures(jury: Jury, pictures: Mapping[str, Tensor], votes: Sequence[int], ma
         "mean of the nearest seen people": jury.over_base(jury.own(unseen, pictures["nearest"])),
         "taste written into the prompt": jury.over_base(said(jury, pictures)),
     }
-    curve, grid = curve_of(jury, pictures, votes), tastes(jury, pictures[f"votes-{main}"])
+    grid = tastes(jury, pictures[f"votes-{main}"])
     matrix = retrieval(jury, pictures[f"votes-{main}"])
     return {
         "rates": {name: rate_json(found) for name, found in rates.items()},
-        "curve": {
-            "votes": list(curve.votes),
-            "rates": [rate_json(r) for r in curve.rates],
-            "gain": asdict(curve.gain),
-        },
+        "curve": curve_json(curve_of(jury, pictures, votes)),
+        "asked": curve_json(curve_of(jury, pictures, votes, "asked")),
         "obedience": obedience(jury, pictures, main),
         "tastes": _matrix(grid),
         "people": _matrix(matrix) | {"table": None},
         "interpolation": {n: mixed(jury, n, x) for n, x in pictures.items() if n.startswith("mixed-")},
         "by_taste": by_taste(people, rates["unseen"]),
     }
+
+
+def curve_json(curve: Curve) -> dict[str, Any]:
+    """A curve as JSON."""
+    rates = [rate_json(r) for r in curve.rates]
+    return {"votes": list(curve.votes), "rates": rates, "gain": asdict(curve.gain)}
 
 
 def main_rates(jury: Jury, pictures: Mapping[str, Tensor], main: int) -> dict[str, PersonalRate]:
@@ -131,12 +134,15 @@ def swap_rate(jury: Jury, pictures: Tensor) -> PersonalRate:
     return personal_rate(won)
 
 
-def curve_of(jury: Jury, pictures: Mapping[str, Tensor], votes: Sequence[int]) -> Curve:
-    """Win rate over the base by the number of votes, on the prompts that all numbers have."""
-    least = min(pictures[f"votes-{k}"].shape[1] for k in votes)
+def curve_of(jury: Jury, pictures: Mapping[str, Tensor], votes: Sequence[int], kind: str = "votes") -> Curve:
+    """Win rate over the base by the number of votes, on the prompts that all numbers have.
+
+    ``kind`` is "votes" for those that come first, and "asked" for those that are asked for.
+    """
+    least = min(pictures[f"{kind}-{k}"].shape[1] for k in votes)
     won = {}
     for k in votes:
-        own = jury.own(jury.people.unseen, pictures[f"votes-{k}"][:, :least])
+        own = jury.own(jury.people.unseen, pictures[f"{kind}-{k}"][:, :least])
         won[k] = {n: outcomes(s, jury.base[n][:least], jury.sd[n]) for n, s in own.items()}
     return vote_curve(won)
 

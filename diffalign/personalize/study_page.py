@@ -33,6 +33,7 @@ def write_page(found: Mapping[str, Any], out: Path) -> None:
     for name, of in found.items():
         plot_confusion(as_confusion(of["tastes"]), Path(f"{out}_{name}_tastes.png"))
     curves = {name: as_curve(of["curve"]) for name, of in found.items()}
+    curves |= {f"{name}, asked": as_curve(of["asked"]) for name, of in found.items()}
     if curves:
         plot_curves(curves, Path(f"{out}_votes.png"))
     write_bytes(out.with_suffix(".md"), page(found, out.name).encode())
@@ -52,7 +53,8 @@ Written by `training/people.py`; settings are in `training/people.yaml`, words i
 
 Simulated people, each with the weights of one of eight tastes (four pairs of opposites: two axes and sums
 of both) and a part of their own, vote with noise on pictures of the base. The last of them are held out:
-nothing is trained on their votes, and what is known of them is k votes on pictures that nobody else saw.
+nothing is trained on their votes, and what is known of them is k votes on pictures that nobody else saw:
+those that come first, or those that `personalize.ask` would ask for after the answers so far.
 The encoder of votes reads what the oracle measures of a picture (`diffalign.world.measured`), for the
 towers of the shipped scorer hardly see shade; so the figures are of encoder, layers and training, and not
 of a tower.
@@ -71,7 +73,6 @@ prompts below are easier.
 
 def _pipeline(name: str, of: Mapping[str, Any], stem: str) -> str:
     tastes = f"![pictures made for each taste, by judges of each taste]({stem}_{name}_tastes.png)"
-    curve = zip(of["curve"]["votes"], of["curve"]["rates"], strict=True)
     amounts = ", ".join(f"{a:g}" for a in of["amounts"])
     lines = [
         f"## {name}", "", _about(of), "",
@@ -79,8 +80,7 @@ def _pipeline(name: str, of: Mapping[str, Any], stem: str) -> str:
         "|---|---|---|---|---|---|",
         *(_row(title, rate) for title, rate in of["rates"].items()), "",
         _obedience(of["obedience"]), "", *_wide(of.get("all_prompts")),
-        "| votes | win rate over the base [95 %] |", "|---|---|",
-        *(f"| {k} | {_interval(r)} |" for k, r in curve), "",
+        *_curves(of), "",
         _gain(of["curve"]["gain"]), "", _specific(of), "",
         "Win rate by taste: " + ", ".join(f"{t} {v:.2f}" for t, v in of["by_taste"].items()) + ".", "",
         tastes, "",
@@ -88,6 +88,16 @@ def _pipeline(name: str, of: Mapping[str, Any], stem: str) -> str:
         *(_mixed(m) for m in of["interpolation"].values()), "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _curves(of: Mapping[str, Any]) -> list[str]:
+    """Rates by the number of votes, beside those of votes that were asked for."""
+    columns = zip(of["curve"]["votes"], of["curve"]["rates"], of["asked"]["rates"], strict=True)
+    return [
+        "| votes | win rate over the base [95 %] | the same, pairs asked for |",
+        "|---|---|---|",
+        *(f"| {k} | {_interval(r)} | {_interval(a)} |" for k, r, a in columns),
+    ]
 
 
 def _about(of: Mapping[str, Any]) -> str:

@@ -53,6 +53,7 @@ def pictures(served: bool) -> dict[str, torch.Tensor]:
     few = [0.75, 0.75, *ours[2:]]
     return {
         "base": base, "population": shown([0.75])[0], "votes-4": shown(ours), "votes-1": shown(few, 1),
+        "asked-1": shown(ours, 1), "asked-4": shown(ours),
         "seen": shown(ours, 1), "nearest": shown(ours, 1),
         "mixed-person-008-person-009": shown([0.6, 0.7, 0.8] if served else [0.8, 0.7, 0.75]),
     }  # fmt: skip
