@@ -24,16 +24,16 @@ Written by `training/directions.py`.
 
 {images} pictures of the base ({model}) are compared in pairs by two scorers, {a} and {b}. One run trains
 with directions over both: each pair draws a direction by its seed and is labelled for it. Only {among} are
-drawn. It trains the encoder of directions and its layers alone, for a LoRA beside them would learn what
-all directions share. Two more runs train an ordinary LoRA of rank 16 on the labels of one scorer each: same
+drawn. It trains the encoder of directions and its layers alone, for a LoRA beside them would learn what all
+directions share. Two more runs train an ordinary LoRA of rank 16 on the labels of one scorer each: same
 pairs, objective (DPO), {steps} steps of {batch} pairs; learning rates are {rate:g} for the LoRAs,
-{encoder_rate:g} for the encoder and {branch_rate:g} for its layers. (Before, in 120 steps at 0.002 and with a
-LoRA beside them, directions were monotone on one axis alone; these settings followed from that.) Pictures
-are of {prompts} held-out prompts with {seeds} seeds each; gains are over the base with the same prompt
-and seed, in its seed-to-seed s.d.; 95 % intervals resample prompts; win rates count gains within 0.25 s.d. as ties. The
-scorers are exact and are those that were trained on: this shows whether directions steer, not whether the scorers are right.
-Directions have a guidance of their own (`--user-guidance {guidance:g}`: the strength that was trained),
-beside 4 for the prompt.
+{encoder_rate:g} for the encoder and {branch_rate:g} for its layers. (Before, in 120 steps at 0.002 and with
+a LoRA beside them, directions were monotone on one axis alone; these settings followed from that.) Pictures
+are of {prompts} held-out prompts with {seeds} seeds each; gains are over the base with the same prompt and
+seed, in its seed-to-seed s.d.; 95 % intervals resample prompts; win rates count gains within 0.25 s.d. as
+ties. The scorers are exact and are those that were trained on: this shows whether directions steer, not
+whether the scorers are right. Directions have a guidance of their own (`--user-guidance {guidance:g}`: the
+strength that was trained), beside 4 for the prompt.
 
 ![gains of both scorers](directions.png)
 
