@@ -33,7 +33,7 @@ def write_page(found: Mapping[str, Any], out: Path) -> None:
     for name, of in found.items():
         plot_confusion(as_confusion(of["tastes"]), Path(f"{out}_{name}_tastes.png"))
     curves = {name: as_curve(of["curve"]) for name, of in found.items()}
-    curves |= {f"{name}, asked": as_curve(of["asked"]) for name, of in found.items()}
+    curves |= {f"{name}, asked": as_curve(of["asked"]) for name, of in found.items() if "asked" in of}
     if curves:
         plot_curves(curves, Path(f"{out}_votes.png"))
     write_bytes(out.with_suffix(".md"), page(found, out.name).encode())
@@ -91,12 +91,15 @@ def _pipeline(name: str, of: Mapping[str, Any], stem: str) -> str:
 
 
 def _curves(of: Mapping[str, Any]) -> list[str]:
-    """Rates by the number of votes, beside those of votes that were asked for."""
-    columns = zip(of["curve"]["votes"], of["curve"]["rates"], of["asked"]["rates"], strict=True)
+    """Rates by the number of votes, beside those of votes that were asked for, where these were measured."""
+    kinds = {"win rate over the base [95 %]": of["curve"]}
+    if "asked" in of:
+        kinds["the same, pairs asked for"] = of["asked"]
+    columns = zip(of["curve"]["votes"], *(found["rates"] for found in kinds.values()), strict=True)
     return [
-        "| votes | win rate over the base [95 %] | the same, pairs asked for |",
-        "|---|---|---|",
-        *(f"| {k} | {_interval(r)} | {_interval(a)} |" for k, r, a in columns),
+        f"| votes | {' | '.join(kinds)} |",
+        "|---" * (1 + len(kinds)) + "|",
+        *(f"| {k} | {' | '.join(map(_interval, rates))} |" for k, *rates in columns),
     ]
 
 

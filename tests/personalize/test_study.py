@@ -85,6 +85,10 @@ def test_the_page_says_what_was_asked_for_and_whether_it_was_met(jury: Jury, tmp
     }  # fmt: skip
     text = page({"unet": of}, "people_study")
     assert ">= 0.76: met" in text
+    assert "pairs asked for" in text
+    assert "pairs asked for" not in page(
+        {"unet": {k: v for k, v in of.items() if k != "asked"}}, "people_study"
+    )
     of["rates"]["unseen"]["value"] = 0.7
     assert ">= 0.76: missed" in page({"unet": of}, "people_study")
     write_page({"unet": of}, tmp_path / "study")
