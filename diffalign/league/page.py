@@ -28,7 +28,8 @@ held-out judge in s.d. of the base, among those whose prompt obedience falls by 
 others follow below the line. Settings were chosen on selection prompts, never on those reported here; every
 method had the same number of tries, all of which are in the second table of each pipeline. Obedience and
 diversity (Vendi score between the pictures of a prompt) are those of the model, with their change from the
-base. Seconds are of training alone, on this machine. Rows without figures have not been run yet.
+base. Seconds are of training alone, on this machine, which had other work to do as well: the median of the
+seeds. Rows without figures have not been run yet.
 """
 WRITTEN = "\nWritten by `training/league.py` from {runs} runs (code {trees}).\n"
 
@@ -129,8 +130,8 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "diversity": lambda row: change(row, lambda r: r.diversity, lambda r: r.diversity_base, 2),
     "steps to 0.5 s.d.": lambda row: _figure(row.at_half(lambda r: r.steps_to_half)),
     "s to 0.5 s.d.": lambda row: _figure(row.at_half(lambda r: r.seconds_to_half)),
-    "s a run": lambda row: _figure(row.mean(lambda r: r.seconds)),
-    "s a step": lambda row: f"{row.mean(lambda r: r.seconds / r.steps):.3f}",
+    "s a run": lambda row: _figure(row.median(lambda r: r.seconds)),
+    "s a step": lambda row: f"{row.median(lambda r: r.seconds / r.steps):.3f}",
     "gain at 4x": lambda row: "" if row.long is None else f"{row.long.gain:+.2f}",
     "obedience at 4x": lambda row: "" if row.long is None else f"{100 * row.long.obedience:.1f}",
     "pictures": lambda row: _figure(row.mean(lambda r: r.pictures)),

@@ -137,6 +137,10 @@ class Row:
         """Mean of a figure over the seeds."""
         return statistics.fmean(of(r) for r in self.runs)
 
+    def median(self, of: Callable[[Result], float]) -> float:
+        """Median of a figure over the seeds: for wall-clock times, which other work on the machine stretches."""
+        return statistics.median(of(r) for r in self.runs)
+
     def at_half(self, of: Callable[[Result], float | None]) -> float | None:
         """Median over the seeds of steps or seconds to half an s.d.; None where a seed never got there."""
         found = [of(r) for r in self.runs]

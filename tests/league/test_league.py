@@ -12,9 +12,9 @@ import pytest
 from diffalign.config import ConfigError
 from diffalign.league import play as playing
 from diffalign.league.config import Job, League, main_jobs, read_league, sweep_jobs
-from diffalign.league.page import write_page
+from diffalign.league.page import COLUMNS, write_page
 from diffalign.league.play import digest, missing, play
-from diffalign.league.results import Result, choose, load_results, restore, rows, save_result
+from diffalign.league.results import Result, Row, choose, load_results, restore, rows, save_result
 from diffalign.train.align import load_recipe
 
 FILE = """
@@ -164,6 +164,12 @@ def test_tries_share_reference_errors_that_stand_still(
     found = playing.with_kept_errors(recipe, tmp_path)
     assert found["data"].get("reference_errors") == (str(tmp_path) if kept else None)
     assert {**found["data"], "reference_errors": None} == {**recipe["data"], "reference_errors": None}
+
+
+def test_a_run_that_other_work_held_up_does_not_set_the_seconds() -> None:
+    runs = tuple(replace(BASE, seconds=s) for s in (50.0, 52.0, 2000.0))
+    row = Row(method="dpo", pipeline="unet", known=True, runs=runs)
+    assert COLUMNS["s a run"](row) == "52"
 
 
 def test_the_page_says_what_has_not_been_run(league: League, tmp_path: Path) -> None:
