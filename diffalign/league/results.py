@@ -138,7 +138,7 @@ class Row:
         return statistics.fmean(of(r) for r in self.runs)
 
     def median(self, of: Callable[[Result], float]) -> float:
-        """Median of a figure over the seeds: for wall-clock times, which other work on the machine stretches."""
+        """Median of a figure over the seeds: for wall-clock times, which other work stretches."""
         return statistics.median(of(r) for r in self.runs)
 
     def at_half(self, of: Callable[[Result], float | None]) -> float | None:
