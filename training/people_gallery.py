@@ -1,6 +1,9 @@
-"""One prompt for several people, or directions, side by side: writes samples/gallery-people.html.
+r"""One prompt for several people, or directions, side by side: writes samples/gallery-people.html.
 
-python training/people_gallery.py outputs/directions/directed
+python training/people_gallery.py outputs/people/unet/single --user person-000 --user person-001 \
+    --user person-002 --user person-003 --prompts 6 --user-guidance 4 \
+    --scorers shapes-large,shapes-dark --trained-on ""
+python training/people_gallery.py outputs/directions/directed    # directions in place of people
 """
 
 from __future__ import annotations
