@@ -175,6 +175,7 @@ class Study:
         from diffalign.world.votes import crowd_records
 
         config, policy = self.config, load_policy(self.config.policy.model)
+        policy.keep_base()
         assert config.data.world is not None
         return crowd_records(
             policy, config.data.world, names, Path(config.data.cache), sampling=self.sampling

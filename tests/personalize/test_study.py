@@ -20,6 +20,7 @@ from diffalign.personalize.study_run import StudyFile
 from diffalign.train.align import load_recipe
 from diffalign.world.grammar import HUES
 from diffalign.world.population import PopulationConfig, population_prompts
+from tests.tiny import tiny_folder
 
 PEOPLE = PopulationConfig(tastes=("dark", "light"), people=12, held_out=4, individual=0.0)
 PROMPTS = tuple(str(p) for p in population_prompts("heldout")[:2])
@@ -126,3 +127,34 @@ def test_the_recipes_of_the_study_are_whole() -> None:
         assert people is not None
         assert people.only
         assert len(study.opposites()) == 2
+
+
+def test_votes_are_there_also_where_no_picture_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn(policy: Any, prompts: Any, seeds: Any, *rest: Any) -> torch.Tensor:
+        shades = torch.linspace(0.5, 0.95, len(seeds)).tolist()
+        return torch.stack([torch.stack([flat(p, s) for s in shades]) for p in prompts])
+
+    monkeypatch.setattr("diffalign.evaluate.generate.generate", drawn)
+    recipe = {
+        "policy": {"model": tiny_folder("sd", tmp_path)},
+        "objective": {"name": "dpo"},
+        "data": {
+            "cache": str(tmp_path / "cache"),
+            "world": {
+                "per_prompt": 4,
+                "population": {
+                    "tastes": ["dark", "light"],
+                    "people": 4,
+                    "held_out": 2,
+                    "votes": 3,
+                    "apart": 2,
+                },
+            },
+        },
+    }
+    recipes = PipelineStudy(everybody=recipe, single={})
+    study = Study(name="tiny", recipes=recipes, options=StudyOptions(), root=tmp_path / "runs")
+    records = study.votes(["person-003"])
+    assert [r.rater for r in records] == ["person-003"] * 3
