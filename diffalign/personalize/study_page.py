@@ -67,7 +67,8 @@ that judge; ties count half.
 Tastes come in opposite pairs, so that they cancel in what the model for everybody learns: it hardly moves.
 Settings were chosen in three trials of each pipeline, on three training prompts and sixteen of the unseen
 people. There obedience fell by half and more on pink stars, and on the MMDiT on red circles too; the
-prompts below are easier.
+prompts below are easier. Later the MMDiT's second stage was tried in 500 steps in place of 250, and
+overshot: 0.70 over the base, 0.69 against other tastes' pictures, 13 points of obedience lost.
 """
 
 
