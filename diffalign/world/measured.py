@@ -14,21 +14,23 @@ import torch
 from torch import Tensor
 
 from diffalign.world.grammar import WORDS, parse
-from diffalign.world.oracle import measure
+from diffalign.world.oracle import measure, obeys
 from diffalign.world.raters import AXES, LIMIT
-from scorers.base import ScorerBase
+from diffalign.world.scorers import WorldScorer
 
 WIDTH = len(AXES) + len(WORDS) + 1
 """Width of the features of pictures (axes first) and of prompts (words behind them)."""
 
 
-class Measured(ScorerBase):
-    """Unit features of pictures (axes that people may care for) and of prompts (their words); no score."""
+class Measured(WorldScorer):
+    """Unit features of pictures (axes that people may care for) and of prompts (their words).
 
-    name = "shapes-measured"
-    differentiable = False
-    licence = "Apache-2.0"
-    citation = "diffalign, docs/shapes_world.md"
+    As a scorer it says whether a picture shows what its prompt asks, as ``shapes-obedience`` does.
+    """
+
+    def __init__(self) -> None:
+        """Nothing to choose."""
+        super().__init__("shapes-measured", lambda x, p: obeys(measure(x), p).all.float())
 
     def encode_images(self, x01: Tensor) -> Tensor:
         """(B, WIDTH) unit features of (B, 3, 64, 64) pictures in [0, 1]: axes cut at LIMIT, over
@@ -47,14 +49,6 @@ class Measured(ScorerBase):
         said = [set(str(parse(prompt)).split()) for prompt in prompts]
         words = torch.tensor([[float(word in some) for word in WORDS] for some in said])
         return _whole(words / len(WORDS) ** 0.5, len(AXES))
-
-    def score_tensor(self, x01: Tensor, prompts: Sequence[str]) -> Tensor:
-        """These towers judge nothing.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError("shapes-measured has features and no score: take shapes-large, for one")
 
 
 class MeasuredLoader:

@@ -10,7 +10,7 @@ import torch
 
 from diffalign.train.blocks import WorldConfig
 from diffalign.world.measured import WIDTH, Measured
-from diffalign.world.oracle import measure
+from diffalign.world.oracle import measure, obeys
 from diffalign.world.population import PopulationConfig, population_prompts, taste_weights, votes_of
 from diffalign.world.raters import AXES, LIMIT, leaves_open
 from diffalign.world.shapes import draw
@@ -87,6 +87,9 @@ def test_features_hold_the_axes_of_pictures_and_the_words_of_prompts() -> None:
     axes = torch.stack([axis(measure(shown)) for axis in AXES.values()], 1).clamp(-LIMIT, LIMIT)
     assert (f[:, : len(AXES)] * LIMIT * len(AXES) ** 0.5).allclose(axes, atol=1e-5)
     assert len({tuple(row) for row in t.tolist()}) == 3
+    texts = [str(p) for p in prompts]
+    assert towers.score_tensor(shown, texts).tolist() == obeys(measure(shown), prompts).all.float().tolist()
+    assert towers.score_tensor(shown, texts[1:] + texts[:1]).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
