@@ -77,6 +77,8 @@ class PipelineStudy:
     """What the second stage changes in it."""
     lora: dict[str, Any] = field(default_factory=dict)
     """What a LoRA of one person changes in it."""
+    user_guidance: float | None = None
+    """Weight of guidance of its own for people, see ``Attached.use``; None has them in the usual one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +201,12 @@ class Study:
     def studio(self, lora: str = EVERYBODY, users: bool = True, every: bool = False) -> Studio:
         """Pipeline with the LoRA of a run, and with people; for the study's prompts, or for ``every`` one."""
         prompts, name = (self.all_prompts, "pictures-all") if every else (self.prompts, "pictures")
-        shelf = Shelf(folder=self.root / name, prompts=prompts, sampling=self.sampling)
+        shelf = Shelf(
+            folder=self.root / name,
+            prompts=prompts,
+            sampling=self.sampling,
+            user_guidance=self.recipes.user_guidance,
+        )
         policy = self.config.policy
         assert policy.adapter is not None  # a LoRA is what all recipes with people train
         adapter = replace(policy.adapter, init_from=str(self.root / lora / "export"))

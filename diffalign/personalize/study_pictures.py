@@ -25,6 +25,8 @@ class Shelf:
     folder: Path
     prompts: tuple[str, ...]
     sampling: Sampling
+    user_guidance: float | None = None
+    """Weight of guidance of its own for people, see ``Attached.use``."""
 
     def kept(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """uint8 pictures called ``name``, made if they are not there.
@@ -35,7 +37,9 @@ class Shelf:
         from safetensors import safe_open
         from safetensors.torch import save
 
-        file, about = self.folder / f"{name}.safetensors", {"of": repr((self.prompts, self.sampling))}
+        of = (self.prompts, self.sampling)
+        whole = of if self.user_guidance is None else (*of, self.user_guidance)
+        file, about = self.folder / f"{name}.safetensors", {"of": repr(whole)}
         if file.exists():
             with safe_open(file, "pt") as found:
                 if found.metadata() != about:
@@ -118,6 +122,7 @@ class Studio:
             some = slice(start, start + at_once)
             scale = self.attached.adapter.branch.scale * condition.scale[some]
             self.attached.condition = Condition(tokens=condition.tokens[some], scale=scale)
+            self.attached.user_guidance = self.shelf.user_guidance
             here = len(condition.tokens[some])
             rows.append(self._made(list(prompts) * here, list(prompts) * here, seed).unflatten(0, (here, -1)))
         self.attached.nobody()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +64,7 @@ def run_study(
     for name, recipes in study.pipelines.items():
         if page_only or (only and name not in only):
             continue
-        whole = PipelineStudy(
-            everybody=merged(study.common, recipes.everybody), single=recipes.single, lora=recipes.lora
-        )
+        whole = replace(recipes, everybody=merged(study.common, recipes.everybody))
         found[name] = measure(
             Study(name=name, recipes=whole, options=study.measured, root=runs / name), loras
         )
