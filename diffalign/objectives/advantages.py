@@ -1,7 +1,7 @@
 """From one reward to advantages: a small rule per published form, found by name.
 
 Images with the same ``group`` are of one prompt, in any order. A group without spread has advantage 0 under
-every rule. Several rewards, and rewards that are not finite: ``combine``.
+every rule that compares with the group. Several rewards, and rewards that are not finite: ``combine``.
 """
 
 from __future__ import annotations

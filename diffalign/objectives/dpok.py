@@ -20,7 +20,8 @@ class DPOK(OnlineObjective[Steps]):
 
     loss = -reward_weight A clamp(r, 1 - clip, 1 + clip) + kl_weight <(pred - pred_ref)^2>, the latter without
     guidance. The clamp is no pessimistic bound: outside of it a step has no gradient on either side. The
-    advantage is the reward less a learned baseline; the mean over a prompt's images serves as well.
+    advantage is the reward less a learned baseline (rule ``value``); the mean over a prompt's images serves
+    as well (``dr_grpo``).
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2305.16381"

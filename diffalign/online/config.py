@@ -26,6 +26,7 @@ from diffalign.objectives.d3po import D3PO
 from diffalign.objectives.dgpo import DGPO
 from diffalign.objectives.online_pairs import OnlinePairs
 from diffalign.objectives.steps import OnlineObjective, online_name_of, online_objectives
+from diffalign.objectives.value import LearnedValue
 from diffalign.online.blocks import (
     GroupConfig,
     JudgeConfig,
@@ -117,6 +118,7 @@ class OnlineConfig(RunConfig):
                 "policy.reference.draw is unit, which online runs cannot draw: take step or latest"
             )
         self._check_rollout()
+        self._check_value()
         self._check_rewards()
         self._check_rows()
 
@@ -151,6 +153,23 @@ class OnlineConfig(RunConfig):
         if "drift" in self.objective.needs and not options.recorder.means:
             raise ValueError(
                 "the objective compares means with the old policy: set rollout.recorder.means=true"
+            )
+
+    def _check_value(self) -> None:
+        """Refuse a learned baseline where no recorded step has an advantage of its own to take it off."""
+        if not isinstance(self.advantage, LearnedValue):
+            return
+        kind = self.objective
+        if kind.batch != "steps" or kind.unit != "row" or kind.whole_groups or "advantage" not in kind.needs:
+            raise ValueError(
+                f"advantage value is taken off each recorded step with its latents, and "
+                f"{online_name_of(type(kind))} asks for no advantage of single steps: take objective dpok, "
+                "ddpo, grpo, grpo_guard or flow_dppo with a rollout that draws noise, or another advantage"
+            )
+        if self.combination.how != "rewards":
+            raise ValueError(
+                f"advantage value foretells the weighted sum of the rewards, and combination.how is "
+                f"{self.combination.how}: set it to rewards"
             )
 
     def _check_rows(self) -> None:

@@ -16,6 +16,7 @@ from diffalign.diffusion.corrupt import draw_seed
 from diffalign.objectives.base import Denoised
 from diffalign.objectives.forward_process import mean_square
 from diffalign.objectives.steps import Steps
+from diffalign.objectives.value import LearnedValue
 from diffalign.online.collect import Collector, Harvest
 from diffalign.online.config import OnlineConfig
 from diffalign.online.groups import Groups
@@ -24,6 +25,7 @@ from diffalign.online.pairs import pair_table
 from diffalign.online.rewards import RewardLog
 from diffalign.online.steps import StepPass, step_table
 from diffalign.online.tables import NoisedTable, StepTable, Table, balanced, finite, shared_out
+from diffalign.online.value import ValueBaseline
 from diffalign.online.watch import Watch
 from diffalign.online.weights import ParameterSets
 from diffalign.policy import Policy
@@ -74,6 +76,7 @@ class OnlineTrainer(Core):
         self.watch = Watch(stop=config.stop)
         rewards = RewardLog(run.root / "rewards", accelerator.process_index)
         self.collect = Collector(config, policy, groups, accelerator, rewards)
+        self.baseline = self._baseline()
         self.on_steps = StepPass(config, policy, self.reference)
         self.on_noised = NoisedPass(config, policy, self.reference)
 
@@ -84,7 +87,7 @@ class OnlineTrainer(Core):
         harvest = self.collect(self.step, self.sets, self.state)
         figures, norms, rows = StepFigures(), list[Tensor](), 0
         with evaluating(self.policy.denoiser):  # without dropout, or ratios would compare two networks
-            table = finite(self._table(harvest))
+            table, foretold = self._rows(harvest)
             for k in range(self.config.update.passes if len(table) else 0):
                 options, seed = self.config.update, draw_seed("update", self.config.seed, self.step, k)
                 self.policy.opponent.choose(draw_seed("step", self.config.seed, self.step), ())
@@ -102,7 +105,22 @@ class OnlineTrainer(Core):
         if norms:
             out["grad_norm"] = torch.stack(norms).max()
         self.watch.iteration(self.step + 1, plain | {k: float(v) for k, v in out.items()})
-        return out | self._scalars(plain), [p.number for p in harvest.planned]
+        return out | foretold | self._scalars(plain), [p.number for p in harvest.planned]
+
+    def _baseline(self) -> ValueBaseline | None:
+        """The network whose values are taken off rewards, where the recipe has one."""
+        rule = self.config.advantage
+        if not isinstance(rule, LearnedValue):
+            return None
+        return ValueBaseline(rule, self.policy, self.collect.side, self.config.seed, self.accelerator)
+
+    def _rows(self, harvest: Harvest) -> tuple[Table, dict[str, Tensor]]:
+        """The rows to train on, less the learned baseline where there is one, and its figures."""
+        table = finite(self._table(harvest))
+        if self.baseline is None:
+            return table, {}
+        assert isinstance(table, StepTable)
+        return self.baseline(table, harvest, self.step)
 
     def _table(self, harvest: Harvest) -> Table:
         """The rows of this process; as many units as the others have."""
@@ -217,11 +235,15 @@ class OnlineTrainer(Core):
 
     def further_state(self) -> dict[str, Tensor]:
         """See Core."""
-        return self.sets.state()
+        own = {} if self.baseline is None else self.baseline.state()
+        return self.sets.state() | {f"value/{k}": v for k, v in own.items()}
 
     def load_further(self, state: Mapping[str, Tensor]) -> None:
         """See Core."""
         self.sets.load(state)
+        if self.baseline is not None:
+            own = {k.removeprefix("value/"): v for k, v in state.items() if k.startswith("value/")}
+            self.baseline.load(own)
 
 
 @contextmanager
