@@ -185,7 +185,8 @@ class ValueBaseline:
         assert self.replay is not None
         reward = self.replay.reward
         spread = reward.new_ones(()) if is_flat(reward) else standard_deviation(reward, unbiased=False)
-        return reward.mean(), spread
+        # exact where all are equal: Adam would blow rounding errors up to full steps
+        return reward[0] + (reward - reward[0]).mean(), spread
 
     def _learn(self, iteration: int) -> Tensor:
         """Scalar mean of the updates' squared errors, of the reward itself."""

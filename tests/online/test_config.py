@@ -83,6 +83,16 @@ REFUSED: list[tuple[str, list[str], dict[str, Any], str]] = [
     ("crd", ["objective.kl_guidance=0"], {}, r"crd\.kl_guidance is 0"),
     ("grpo", ["combination.how=gated"], {}, "gated needs a check and at least one other reward"),
     ("grpo", ["patience=0.0"], {}, "patience is 0"),
+    # a learned baseline
+    ("nft", ["advantage={name: value}"], {}, "and nft asks for no advantage of single steps"),
+    ("online_pairs", ["advantage={name: value}"], {}, "online_pairs asks for no advantage of single steps"),
+    ("d3po", ["advantage={name: value}"], {}, "d3po asks for no advantage of single steps"),
+    ("dense_reward_pl", ["advantage={name: value}"], {}, "dense_reward_pl asks for no advantage of single"),
+    ("lpo", ["advantage={name: value}"], {}, "lpo asks for no advantage of single steps"),
+    ("dpok", ["advantage={name: value}", "rollout.transition.name=ode"], {}, "the rollout draws no noise"),
+    ("dpok", ["advantage={name: value}", "combination.how=gdpo"], {}, "combination.how is gdpo: set it to"),
+    ("dpok", ["advantage={name: value, replay: 0}"], {}, r"advantage\.replay is 0; it must be at least 1"),
+    ("dpok", ["advantage={name: value, learning_rate: 0.0}"], {}, r"advantage\.learning_rate is 0"),
     # pairs
     (
         "online_pairs", [],

@@ -16,16 +16,20 @@ from tests.online.runs import online_run
 from tests.online.test_runs import ROOT, WEIGHTS, rows
 from tests.train.runs import launch
 
-NAMES = ("grpo", "dgpo", "lpo", "online_pairs")
+NAMES = ("grpo", "dgpo", "lpo", "online_pairs", "dpok")
+OWN = {"dpok": ("advantage={name: value, learning_rate: 1e-3}",)}
+"""A learned baseline sees the steps of all processes."""
 CHANGES = ("update.updates=1", "update.micro_batch=4", "optim.learning_rate=1e-3")
+FIGURES = ("loss", "grad_norm", "rows", "reward_spread", "drift", "value_loss", "explained_variance")
 
 
 @pytest.mark.slow
 def test_two_processes_equal_one(models: Path, tmp_path: Path) -> None:
     words: list[str] = []
     for name in NAMES:
-        online_run(name, "sd3", models, tmp_path / "1" / name, *CHANGES)
-        words += ["--", "sd3", str(models), str(tmp_path / "2" / name), "--objective", name, *CHANGES]
+        changes = (*CHANGES, *OWN.get(name, ()))
+        online_run(name, "sd3", models, tmp_path / "1" / name, *changes)
+        words += ["--", "sd3", str(models), str(tmp_path / "2" / name), "--objective", name, *changes]
     launch(2, *words[1:], module="tests.online.runs")
     different = [n for n in NAMES if not near(tmp_path / "1" / n, tmp_path / "2" / n)]
     assert different == []
@@ -38,7 +42,7 @@ def near(one: Path, other: Path) -> bool:
         a[k] == pytest.approx(b[k], rel=2e-3, abs=2e-5)
         for a, b in zip(left, right, strict=True)
         for k in a
-        if k in ("loss", "grad_norm", "rows", "reward_spread", "drift") or k.startswith("reward/")
+        if k in FIGURES or k.startswith("reward/")
     )
     a, b = load_file(one / WEIGHTS), load_file(other / WEIGHTS)
     return figures and all(torch.allclose(a[k], b[k], rtol=1e-3, atol=1e-4) for k in a)
