@@ -206,13 +206,12 @@ VALUE = "advantage={name: value, learning_rate: 1e-3, batch: 16}"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["rollout:14", "reward:4"])
-def test_killed_and_resumed_is_bit_equal(where: str, models: Path, tmp_path: Path) -> None:
+def test_killed_and_resumed_is_bit_equal(models: Path, tmp_path: Path) -> None:
     """Killed in the middle of the second of three iterations."""
     torch.set_num_threads(1)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     online_run("dpok", "sd", models, whole, *THREE, VALUE)
-    killed("sd", str(models), str(broken), "--objective", "dpok", "--kill", where, *THREE, VALUE)
+    killed("sd", str(models), str(broken), "--objective", "dpok", "--kill", "rollout:14", *THREE, VALUE)
     assert [p.name for p in (broken / "checkpoints").glob("step-*")] == ["step-000001"]
     online_run("dpok", "sd", models, tmp_path / "unused", resume=broken)
     same(whole, broken)  # also the network, its optimizer and the replay, which are in the state
