@@ -48,14 +48,14 @@ def draw_online(tables: Tables, families: Families, file: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 5.2 * len(tables)), dpi=DPI, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)
     panels = figure.subplots(len(tables), 2, squeeze=False, width_ratios=(1.1, 1))
     inks = inks_of(families)
     for (left, right), (name, found) in zip(panels, tables.items(), strict=True):
         _rewards(left, name, found, inks)
         _wins(right, name, found, inks)
     _legends(figure, families, inks)
-    canvas.draw()  # only then is it known how large the panels are
+    figure.draw_without_rendering()  # only then is it known how large the panels are
     figure.set_layout_engine("none")
     for (left, right), found in zip(panels, tables.values(), strict=True):
         _name_lines(left, found, inks)
@@ -137,7 +137,7 @@ def _legends(figure: Any, families: Families, inks: Mapping[str, Ink]) -> None:
     from matplotlib.lines import Line2D
 
     hues = [Line2D([], [], color=inks[m[0]].colour, linewidth=3, label=f) for f, m in families.items() if m]
-    fills = {f"obedience falls by {100 * MOST_LOST:.0f} points at most": "0.3", "by more": "white"}
+    fills = {f"obeys within {100 * MOST_LOST:.0f} points": "0.3", "obeys less": "white"}
     marks = [
         Line2D([], [], color="0.3", marker="o", linestyle="", markerfacecolor=fill, label=label)
         for label, fill in fills.items()
