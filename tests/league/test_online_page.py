@@ -209,7 +209,7 @@ def test_names_of_points_cover_neither_points_nor_each_other() -> None:
 def test_boxes_that_touch_share_nothing() -> None:
     box = Box.around(0, 0, 2, 4)
     assert (box.left, box.top, box.area, box.centre) == (-1, 2, 8, (0, 0))
-    assert box.shared(Box.around(2, 0, 2, 4)) == box.shared(Box.around(9, 9, 2, 2)) == 0
+    assert box.shared(Box.around(2, 0, 2, 4)) == box.shared(Box.around(9, 0, 2, 4)) == 0
     assert box.shared(Box.around(1, 1, 2, 4)) == 3
 
 
