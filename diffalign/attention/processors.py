@@ -177,7 +177,7 @@ def attach_users(
         ValueError: it has users already, or layers whose processors have no such form here, or no text.
         RuntimeError: the backend cannot be used on the model's device.
     """
-    given = model.attn_processors
+    given = processors_of(model)
     check_processors(given)
     attend = _attend(given, backend, model.device)
     layers = {name: model.get_submodule(name.removesuffix(".processor")) for name in given}
@@ -196,6 +196,21 @@ def attach_users(
         )
     model.set_attn_processor(made)
     return users
+
+
+def processors_of(model: Any) -> dict[str, Any]:
+    """Attention processors of a model by name.
+
+    Raises:
+        ValueError: it has none that can be replaced.
+    """
+    if not hasattr(model, "attn_processors"):
+        raise ValueError(
+            f"the attention of a {type(model).__name__} cannot be replaced: diffusers gives it no "
+            "attn_processors; take a UNet or transformer of SD, SDXL, PixArt or SD3"
+        )
+    found: dict[str, Any] = model.attn_processors
+    return found
 
 
 def check_processors(given: dict[str, Any]) -> None:

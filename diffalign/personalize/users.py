@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -88,10 +88,10 @@ class Users:
             )
 
     def id_of(self, name: str) -> str:
-        """Hashed id of a name; an id stays itself."""
-        if re.fullmatch(rf"[0-9a-f]{{{DIGITS}}}", name):
-            return name
-        return hmac.new(self.salt, name.encode(), hashlib.sha256).hexdigest()[:DIGITS]
+        """Hashed id of a name; the id of somebody who is stored stays itself."""
+        return (
+            self._id_among(name, {*self.ids(), *self._vectors()}) if _like_an_id(name) else self._hash(name)
+        )
 
     def people(self) -> list[Person]:
         """Everybody, in the order of rows."""
@@ -104,7 +104,8 @@ class Users:
     def rows(self, names: Sequence[str]) -> Tensor:
         """(B,) int64 rows of people by name or id, -1 for those who are not stored."""
         places = {one: i for i, one in enumerate(self.ids())}
-        return torch.tensor([places.get(self.id_of(name), -1) for name in names], dtype=torch.int64)
+        found = [places.get(self._id_among(name, places), -1) for name in names]
+        return torch.tensor(found, dtype=torch.int64)
 
     def matrix(self) -> Tensor:
         """(U, ...) float32 vectors in the order of rows; (0,) where there is nobody.
@@ -149,7 +150,7 @@ class Users:
             people = index["people"]
             shapes = {tuple(v.shape) for one, v in held.items() if one in people}
             for name, vector in vectors.items():
-                one = self.id_of(name)
+                one = self._hash(name)  # also of a name that looks like an id: names are never written
                 self._check(one, vector, shapes, one in people)
                 held[one] = vector.detach().float()
                 shapes.add(tuple(vector.shape))
@@ -198,6 +199,12 @@ class Users:
                 "person in a form that cannot be rewritten: delete these files"
             )
         return Deletion(id=one, rewritten=tuple(rewritten))
+
+    def _hash(self, name: str) -> str:
+        return hmac.new(self.salt, name.encode(), hashlib.sha256).hexdigest()[:DIGITS]
+
+    def _id_among(self, name: str, stored: Container[str]) -> str:
+        return name if name in stored else self._hash(name)
 
     def _check(self, one: str, vector: Tensor, shapes: set[tuple[int, ...]], taken: bool) -> None:
         if taken:
@@ -265,6 +272,10 @@ class Users:
             yield
         finally:
             file.unlink(missing_ok=True)
+
+
+def _like_an_id(name: str) -> bool:
+    return re.fullmatch(rf"[0-9a-f]{{{DIGITS}}}", name) is not None
 
 
 def _kind(found: Any, folder: Path) -> Kind:

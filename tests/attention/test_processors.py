@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
+from diffalign.attention.install import set_attention
 from diffalign.attention.processors import UserAttention, UserJointAttention, attach_users
 from tests.tiny import tiny_pipeline
 
@@ -171,6 +172,12 @@ def test_processors_of_other_families_are_refused():
     denoiser.get_submodule(name.removesuffix(".processor")).processor = FluxAttnProcessor()
     with pytest.raises(ValueError, match=rf"{name} has a FluxAttnProcessor"):
         attach_users(denoiser, WIDTH)
+
+
+@pytest.mark.parametrize("attach", [set_attention, lambda model: attach_users(model, WIDTH)])
+def test_models_without_processors_are_refused(attach):
+    with pytest.raises(ValueError, match="attention of a Linear cannot be replaced"):
+        attach(torch.nn.Linear(2, 2))
 
 
 def test_a_transformer_with_cross_attention_and_a_mask_over_its_text():

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import pytest
 import torch
 
@@ -139,6 +141,12 @@ def test_what_cannot_be_attached_or_used_is_refused(tmp_path: Path, folders: Fol
             attached.use(torch.zeros(4, 9))
         with pytest.raises(ValueError, match=r"user tokens are \(3, 24\)"):
             attached.use(torch.zeros(3, 24))
+        with pytest.raises(ValueError, match=r"user tokens are \(8, 24\)"):  # no mixture of two
+            attached.use(torch.zeros(8, 24))
+        with pytest.raises(ValueError, match="user tokens are not all finite"):
+            attached.use(torch.full((4, 24), float("nan")))
+        with pytest.raises(ValueError, match="user_guidance is inf; it must be a finite number"):
+            attached.use("anna", user_guidance=float("inf"))
         with pytest.raises(FileExistsError, match="holds a user adapter"):
             save_adapter(attached.adapter, folders["sd"])
     with pytest.raises(ValueError, match=r"of a UNet2DConditionModel \(tiny\), and this is a SD3"):
@@ -149,6 +157,40 @@ def test_what_cannot_be_attached_or_used_is_refused(tmp_path: Path, folders: Fol
         attach(object(), tmp_path)
     with pytest.raises(AttributeError, match="has no 'atach'"):
         diffalign.personalize.atach  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "why"),
+    [
+        ("PixArtAlphaPipeline", "does not say whether it guides"),
+        ("StableDiffusionPAGPipeline", "guides by more than text"),
+        ("StableDiffusionInstructPix2PixPipeline", "guides by more than text"),
+    ],
+)
+def test_pipelines_whose_branches_cannot_be_told_apart_are_refused(pipeline: str, why: str) -> None:
+    kind = getattr(diffusers, pipeline)
+    with pytest.raises(ValueError, match=f"{pipeline} {why}"):
+        attach(_whole(kind, float_pipeline("sd").unet), "anywhere")
+
+
+def _whole(kind: type[Any], denoiser: Any) -> Any:
+    """A pipeline of this class that has a denoiser and nothing else."""
+    pipe = object.__new__(kind)
+    object.__setattr__(pipe, "unet", denoiser)
+    return pipe
+
+
+def test_the_conditional_branch_alone_is_for_the_person(folders: Folders) -> None:
+    """SD3's guidance by skipped layers calls the transformer once more, without the branch without text."""
+    with people("sd3", folders["sd3"]) as attached:
+        attached.use(["anna", "ben"])
+        attached.pipe._guidance_scale = 3.0
+        x = {"hidden_states": torch.zeros(2, 8, 4, 4), "skip_layers": [0]}
+        _, given = attached._given(attached.denoiser, (), x)
+        assert given["joint_attention_kwargs"]["user_scale"].tolist() == [[1.0], [1.0]]
+        attached.user_guidance = 1.0
+        with pytest.raises(ValueError, match="skipped layers exclude each other"):
+            attached._given(attached.denoiser, (), x)
 
 
 def test_files_of_another_adapter_are_refused_and_leave_the_model(tmp_path: Path) -> None:

@@ -44,7 +44,21 @@ def test_each_store_has_a_salt_of_its_own(tmp_path: Path) -> None:
     assert one.id_of("anna") != two.id_of("anna")
     assert one.id_of("anna") == Users(tmp_path / "one").id_of("anna")
     assert len(one.id_of("anna")) == 32
+    one.add("anna", vector(0))
     assert one.id_of(one.id_of("anna")) == one.id_of("anna")
+
+
+def test_a_name_that_looks_like_an_id_is_hashed_like_any_other(tmp_path: Path) -> None:
+    """Data sets name their people by digests, which would point to them in other data."""
+    digest = "d41d8cd98f00b204e9800998ecf8427e"
+    found = store(tmp_path)
+    assert found.add(digest, vector(7)).id != digest
+    assert digest.encode() not in everything(tmp_path)
+    assert torch.equal(found.vector(digest), vector(7))
+    assert found.rows([digest, found.id_of(digest)]).tolist() == [3, 3]
+    found.delete(digest)
+    with pytest.raises(UsersError, match=f"{digest!r}: nobody is stored as"):
+        found.vector(digest)
 
 
 def test_a_deleted_person_is_in_no_byte_of_the_folder(tmp_path: Path) -> None:
