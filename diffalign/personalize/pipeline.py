@@ -201,9 +201,10 @@ class Attached:
 def attach(
     pipe: Any, folder: Path | str, *, backend: str = "auto", implementation: Implementation = "auto"
 ) -> Attached:
-    """Attach the user adapter of a folder to a diffusers pipeline (Stable Diffusion, SDXL, SD3).
+    """Attach the user adapter of a folder to a diffusers pipeline (Stable Diffusion, SDXL, SD3, FLUX.1).
 
-    Until somebody is used the pipeline makes what it made before. A LoRA may be loaded before or after.
+    Until somebody is used the pipeline makes what it made before. A LoRA may be loaded before or after. With
+    FLUX's ``true_cfg_scale`` the person is in its second pass, that of the negative prompt, too.
 
     Args:
         pipe: the pipeline, with the model that the adapter was trained on.
@@ -268,7 +269,12 @@ def _keyword(denoiser: Any) -> str:
 
 
 def _check_guidance(pipe: Any) -> None:
-    """Refuse a pipeline of which the branches with and without text cannot be told apart."""
+    """Refuse a pipeline of which the branches with and without text cannot be told apart.
+
+    FLUX.1 has its guidance as an input, and one branch.
+    """
+    if "guidance_embeds" in getattr(denoiser_of(pipe), "config", {}):
+        return
     kind = type(pipe)  # what is asked of the pipeline itself has no value before its first call
     three = [name for name in THREE_BRANCHES if hasattr(kind, name)]
     if not hasattr(kind, "do_classifier_free_guidance") or three:

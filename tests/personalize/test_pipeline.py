@@ -17,8 +17,17 @@ import diffalign.personalize
 from diffalign.personalize import Attached, attach
 from diffalign.personalize.adapter import BranchOptions, load_adapter, save_adapter
 from diffalign.personalize.encoders import About
-from diffalign.personalize.users import UsersError
-from tests.personalize.helpers import denoiser_of, float_pipeline, kept_pipeline, latents, saved, trained
+from diffalign.personalize.users import Users, UsersError
+from tests.attention.test_processors import flux
+from tests.personalize.helpers import (
+    NAMES,
+    denoiser_of,
+    float_pipeline,
+    kept_pipeline,
+    latents,
+    saved,
+    trained,
+)
 from tests.tiny import tiny_pipeline
 
 FAMILIES = ("sd", "sd3")
@@ -191,6 +200,42 @@ def test_the_conditional_branch_alone_is_for_the_person(folders: Folders) -> Non
         attached.user_guidance = 1.0
         with pytest.raises(ValueError, match="skipped layers exclude each other"):
             attached._given(attached.denoiser, (), x)
+
+
+@pytest.mark.slow
+def test_flux_makes_pictures_for_somebody(tmp_path: Path) -> None:
+    pipe, made_elsewhere = _flux(), _flux()
+    base, adapter = _flux_latents(pipe), trained(made_elsewhere.transformer)
+    save_adapter(adapter, tmp_path)
+    people_of = Users(tmp_path, "tokens")
+    people_of.add_all(dict(zip(NAMES, adapter.encoder.people.detach(), strict=True)))
+    attached = attach(pipe, tmp_path)
+    assert torch.equal(_flux_latents(pipe), base)
+    anna, ben = (_flux_latents(attached.use(name).pipe) for name in NAMES)
+    assert min((anna - base).abs().max(), (ben - anna).abs().max()) > 1e-3
+    elsewhere = Attached(made_elsewhere, adapter, people_of, {})
+    assert torch.equal(_flux_latents(elsewhere.use("anna").pipe), anna)
+    twice = _flux_latents(attached.use("anna", user_guidance=0.0).pipe)
+    torch.testing.assert_close(twice, base, rtol=1e-4, atol=1e-4)
+    attached.detach()
+    assert torch.equal(_flux_latents(pipe), base)
+
+
+def _flux() -> Any:
+    nothing = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    vae, scheduler = tiny_pipeline("sd").vae, diffusers.FlowMatchEulerDiscreteScheduler()
+    pipe = diffusers.FluxPipeline(scheduler=scheduler, vae=vae, transformer=flux(), **nothing)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _flux_latents(pipe: Any) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(0)
+    text, pooled = torch.randn(1, 5, 32, generator=draw), torch.randn(1, 32, generator=draw)
+    return pipe(
+        prompt_embeds=text, pooled_prompt_embeds=pooled, num_inference_steps=1, generator=draw, height=32,
+        width=32, output_type="latent",
+    ).images  # fmt: skip
 
 
 def test_files_of_another_adapter_are_refused_and_leave_the_model(tmp_path: Path) -> None:

@@ -93,6 +93,18 @@ def test_a_deleted_person_is_in_no_byte_of_the_folder(tmp_path: Path) -> None:
         found.delete("ben")
 
 
+def test_what_was_given_out_goes_too(tmp_path: Path) -> None:
+    """The vector stands as text in what ``export`` writes: taking the id alone out would hide it for ever."""
+    found = store(tmp_path / "users")
+    anna, ben = (found.export(name) for name in ("anna", "ben"))
+    (tmp_path / "ben.json").write_text(json.dumps(ben))
+    (tmp_path / "all.json").write_text(json.dumps({"people": [anna, ben], "of": {"x": ben}}))
+    found.delete("ben", [tmp_path])
+    assert json.loads((tmp_path / "ben.json").read_text()) == {}
+    assert json.loads((tmp_path / "all.json").read_text()) == {"people": [anna], "of": {}}
+    assert str(ben["vector"][0][0]).encode() not in everything(tmp_path)
+
+
 def test_copies_that_cannot_be_rewritten_are_named(tmp_path: Path) -> None:
     found = store(tmp_path / "users")
     run = tmp_path / "run"
