@@ -46,28 +46,30 @@ def _holds(file: Path, needles: Iterable[bytes]) -> bool:
         return any(content.find(needle) >= 0 for needle in needles)
 
 
-def rewrite_without(file: Path, one: str) -> bool:
+def rewrite_without(file: Path, one: str, tensor: str) -> bool:
     """Rewrite a file without what stands under an id, where its form is known; returns whether it was.
 
-    Tensors whose names hold the id go from safetensors, lines that hold it from JSON lines; from JSON what is
-    the id or is named by it, and whole objects of which an entry is the id (what ``export`` gave out is one:
-    an empty object stays). A link stays one.
+    Tensors whose names hold the id, or are ``tensor``, go from safetensors, lines that hold the id from JSON
+    lines; from JSON what is the id or is named by it, and whole objects of which an entry is the id (what
+    ``export`` gave out is one: an empty object stays). A link stays one.
     """
-    change = {".safetensors": _tensors_without, ".json": _json_without, ".jsonl": _lines_without}.get(
-        file.suffix
-    )
-    if change is None:
-        return False
     try:
-        change(file.resolve(), one)
+        if file.suffix == ".safetensors":
+            _tensors_without(file.resolve(), one, tensor)
+        elif file.suffix == ".json":
+            _json_without(file.resolve(), one)
+        elif file.suffix == ".jsonl":
+            _lines_without(file.resolve(), one)
+        else:
+            return False
     except ValueError:  # damaged: whoever searches the bytes afterwards finds and names it
         return False
     return True
 
 
-def _tensors_without(file: Path, one: str) -> None:
+def _tensors_without(file: Path, one: str, tensor: str) -> None:
     tensors, metadata = read_tensors(file)
-    kept = {k: v for k, v in tensors.items() if one not in k}
+    kept = {k: v for k, v in tensors.items() if one not in k and k != tensor}
     write_tensors(file, kept, {k: v for k, v in metadata.items() if one not in k + v})
 
 

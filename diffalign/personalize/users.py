@@ -26,7 +26,7 @@ from torch import Tensor
 
 from diffalign.evaluate.report import write_atomic
 from diffalign.personalize.erase import bytes_of, files_with, rewrite_without
-from diffalign.personalize.files import read_tensors, write_tensors
+from diffalign.personalize.files import STATES, read_tensors, write_tensors
 
 INDEX, VECTORS, LOCK = "users.json", "users.safetensors", "users.lock"
 FORMAT = 1
@@ -175,9 +175,9 @@ class Users:
     def delete(self, name: str, also: Sequence[Path] = ()) -> Deletion:
         """Take somebody out of every file of the folder and of further folders, and see that nothing is left.
 
-        Vectors under the person's id go from all safetensors, and the id from all JSON and JSON lines. What
-        cannot be rewritten (a checkpoint of the trainer with all people in one matrix) is found by its bytes
-        and named.
+        Vectors under the person's id, and profiles under the ``name``, go from all safetensors, and the id
+        from all JSON and JSON lines. What cannot be rewritten (a checkpoint of the trainer with all people
+        in one matrix) is found by its bytes and named.
 
         Raises:
             UsersError: unknown; or files still hold the person when all that can be done is done.
@@ -188,10 +188,11 @@ class Users:
             if one not in held and one not in self._index()["people"]:
                 raise UsersError(self._unknown(one))
             others = [vector for other, vector in held.items() if other != one]
-            traces = [one.encode(), *(bytes_of(held[one], others) if one in held else ())]
+            named = [one.encode(), f'"{name}{STATES}"'.encode()]
+            traces = [*named, *(bytes_of(held[one], others) if one in held else ())]
             places = [self.folder, *also]
-            found = [f for place in places for f in files_with(place, [one.encode()])]
-            rewritten = [f for f in found if rewrite_without(f, one)]
+            found = [f for place in places for f in files_with(place, named)]
+            rewritten = [f for f in found if rewrite_without(f, one, name + STATES)]
             left = [f for place in places for f in files_with(place, traces)]
         if left:
             raise UsersError(
