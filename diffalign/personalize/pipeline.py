@@ -214,11 +214,14 @@ def attach(
 
     Raises:
         FileNotFoundError: the folder holds no adapter.
-        ValueError: the adapter is of another model, users are attached already, or a pipeline without a
-            denoiser that takes users, or whose guidance cannot be told from outside or has three branches.
+        ValueError: the adapter is of another model, users are attached already, the denoiser is compiled
+            already, or a pipeline without a denoiser that takes users, or whose guidance cannot be told from
+            outside or has three branches.
         RuntimeError: the backend cannot be used on the model's device.
     """
     folder, denoiser = Path(folder), denoiser_of(pipe)
+    if hasattr(denoiser, "_orig_mod"):
+        raise ValueError("the denoiser is compiled already: attach people first, then torch.compile")
     _keyword(denoiser)
     _check_guidance(pipe)
     before = dict(denoiser.attn_processors)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from torch.nn.functional import linear
 
 from diffalign.attention.install import set_attention
@@ -149,10 +150,15 @@ def test_the_backend_that_was_asked_for_is_used(monkeypatch):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_form_around_a_layers_own_processor_gives_the_same(family):
-    """The delegate knows nothing of the layer but its queries and output weights: an oracle of the others."""
+    """The delegate knows nothing of the layer but its queries and output weights: an oracle of the others.
+
+    Output weights have a LoRA here, and whatever is trained of them acts on what users add as well.
+    """
     found, gradients = [], []
     for delegate in (False, True):
         denoiser = model(family)
+        torch.manual_seed(6)
+        denoiser.add_adapter(LoraConfig(r=2, target_modules=["to_out.0"], init_lora_weights=False))
         torch.manual_seed(5)
         users = attach_users(denoiser, WIDTH, delegate=delegate)
         trained(users)

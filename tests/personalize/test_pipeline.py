@@ -162,6 +162,10 @@ def test_what_cannot_be_attached_or_used_is_refused(tmp_path: Path, folders: Fol
         attach(kept_pipeline("sd3"), folders["sd"])
     with pytest.raises(FileNotFoundError, match=r"holds no user_adapter_config\.json"):
         attach(kept_pipeline("sd"), tmp_path / "nothing")
+    compiled = float_pipeline("sd")
+    compiled.unet = torch.compile(compiled.unet)
+    with pytest.raises(ValueError, match=r"attach people first, then torch\.compile"):
+        attach(compiled, folders["sd"])
     with pytest.raises(ValueError, match="neither unet nor transformer"):
         attach(object(), tmp_path)
     with pytest.raises(AttributeError, match="has no 'atach'"):
@@ -200,6 +204,17 @@ def test_the_conditional_branch_alone_is_for_the_person(folders: Folders) -> Non
         attached.user_guidance = 1.0
         with pytest.raises(ValueError, match="skipped layers exclude each other"):
             attached._given(attached.denoiser, (), x)
+
+
+@pytest.mark.slow
+def test_a_compiled_denoiser_gets_its_people(folders: Folders) -> None:
+    with people("sd", folders["sd"]) as attached:
+        base, anna = latents(attached.nobody().pipe), latents(attached.use("anna").pipe)
+    pipe = float_pipeline("sd")
+    attached = attach(pipe, folders["sd"])
+    pipe.unet = torch.compile(pipe.unet, backend="aot_eager")
+    torch.testing.assert_close(latents(attached.use("anna").pipe), anna, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(latents(attached.nobody().pipe), base, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -299,12 +314,17 @@ def test_a_fresh_process_makes_the_same_bits(family: str, tmp_path: Path) -> Non
 def test_a_lora_and_people_compose(tmp_path: Path) -> None:
     from peft import LoraConfig
 
-    folder, pipe = saved("sd", tmp_path), float_pipeline("sd")
+    folder, pipe, other = saved("sd", tmp_path), float_pipeline("sd"), float_pipeline("sd")
+    config = LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False)
     base, anna = latents(pipe), latents(attach(float_pipeline("sd"), folder).use("anna").pipe)
     attached = attach(pipe, folder)
-    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False))
+    torch.manual_seed(6)
+    pipe.unet.add_adapter(config)
     lora, both = latents(attached.nobody().pipe), latents(attached.use("anna").pipe)
     found = [base, anna, lora, both]
     assert min((a - b).abs().max() for i, a in enumerate(found) for b in found[:i]) > 1e-3
+    torch.manual_seed(6)
+    other.unet.add_adapter(config)  # a LoRA that was there before
+    assert torch.equal(latents(attach(other, folder).use("anna").pipe), both)
     pipe.unet.disable_adapters()
     torch.testing.assert_close(latents(attached.use("anna").pipe), anna)
