@@ -2,6 +2,8 @@
 
 python training/lrm_accuracy.py                       # the defaults make the table of docs/latent_rewards.md
 python training/lrm_accuracy.py votes=500 steps=50 --work outputs/lrm-small
+python training/lrm_accuracy.py policy=samples/shapes/dit scorer= taste=dark --work outputs/lrm/dit \
+    --marks "latent rewards of a flow"                # the second table
 """
 
 from __future__ import annotations
@@ -24,13 +26,14 @@ def main(
     changes: Annotated[list[str] | None, typer.Argument(help="key=value of LatentPlan")] = None,
     work: Annotated[Path, typer.Option(help="model and resume state; goes on here")] = Path("outputs/lrm"),
     page: Annotated[Path, typer.Option(help="page with the marks")] = PAGE,
+    marks: Annotated[str, typer.Option(help="of the table in it")] = "latent rewards",
 ) -> None:
     """Train, measure, write, print."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     found = study(load(LatentPlan, {}, changes or []), work)
     commit = installed_versions().get("commit", "unknown")[:12]
     table = f"{markdown(found)} Made {datetime.now(UTC):%Y-%m-%d} at commit {commit}."
-    write_table(page, table)
+    write_table(page, table, marks)
     typer.echo(table)
 
 

@@ -83,8 +83,11 @@ class League:
     """What the page says below its heading; empty takes the league's own text."""
     columns: tuple[str, ...] = ()
     """Columns of the table, by name; empty takes the league's."""
-    draw: Literal["scatter", "curve", "none"] = "scatter"
-    """Picture: gain against obedience; a line for each method over the varied option; none."""
+    draw: Literal["scatter", "curve", "online", "none"] = "scatter"
+    """Picture: gain against obedience; a line for each method over the varied option; of online methods, the
+    trained reward over pictures and the win rate over seconds; none."""
+    families: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Methods of a kind, which share a hue in the picture of online methods; the others are grey there."""
 
     def points(self) -> list[dict[str, float]]:
         """All combinations of what is varied; one empty one where nothing is."""
@@ -134,7 +137,7 @@ def read_league(path: Path) -> League:
 
 
 def check_names(league: League) -> None:
-    """Check that pipelines, parents and pictures that a file names are there.
+    """Check that pipelines, parents, families and pictures that a file names are there.
 
     Raises:
         ValueError: says what is not, and what there is.
@@ -147,6 +150,9 @@ def check_names(league: League) -> None:
             )
         if method.like and not league.parent:
             raise ValueError(f"methods.{name}.like is {method.like!r}, and no parent league is named")
+    strange = sorted({m for some in league.families.values() for m in some} - set(league.methods))
+    if strange:
+        raise ValueError(f"families names {strange[0]!r}; there are {', '.join(league.methods)}")
     if league.draw == "curve" and len(league.vary) != 1:
         raise ValueError("draw is curve, which needs one option under vary")
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from diffalign.league.config import League
 from diffalign.league.picture import draw_curve, draw_scatter
-from diffalign.league.results import MOST_LOST, Result, Row, rows
+from diffalign.league.picture_online import draw_online, learners
+from diffalign.league.results import ENOUGH, MOST_LOST, Result, Row, rows
 from diffalign.train.run import write_text
 
 SWEEP_HEAD = (
@@ -42,7 +43,8 @@ def write_page(league: League, results: Mapping[str, Result], folder: Path, stem
     """
     folder.mkdir(parents=True, exist_ok=True)
     tables = {name: rows(league, results, name) for name in league.pipelines}
-    played = any(row.runs for found in tables.values() for row in found)
+    shown = learners(tables) if league.draw == "online" else tables
+    played = any(row.runs for found in shown.values() for row in found)
     picture = [f"![figures]({stem}.png)\n"] if played and league.draw != "none" else []
     parts = [_opening(league, results), *picture]
     for name, found in tables.items():
@@ -57,6 +59,8 @@ def write_page(league: League, results: Mapping[str, Result], folder: Path, stem
         draw_scatter(tables, folder / f"{stem}.png")
     if picture and league.draw == "curve":
         draw_curve(tables, next(iter(league.vary)), folder / f"{stem}.png")
+    if picture and league.draw == "online":
+        draw_online(shown, league.families, folder / f"{stem}.png")
 
 
 def _opening(league: League, results: Mapping[str, Result]) -> str:
@@ -119,6 +123,13 @@ def _win_rate(row: Row) -> str:
     return f"{row.mean(lambda r: r.win_rate):.3f} [{low:.3f}, {high:.3f}]"
 
 
+def _enough(row: Row) -> str:
+    """Whether the mean win rate is as high as asked, and its interval too."""
+    if row.mean(lambda r: r.win_rate) < ENOUGH - 1e-9:
+        return "no"
+    return "yes, all of its interval" if row.mean(lambda r: r.ci_low) >= ENOUGH - 1e-9 else "yes"
+
+
 def _obedience(row: Row) -> str:
     return change(row, lambda r: 100 * r.obedience, lambda r: 100 * r.obedience_base, 1)
 
@@ -126,6 +137,7 @@ def _obedience(row: Row) -> str:
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "gain in s.d.": _gain,
     "win rate [95 %]": _win_rate,
+    f"{ENOUGH} of wins": _enough,
     "obedience": _obedience,
     "diversity": lambda row: change(row, lambda r: r.diversity, lambda r: r.diversity_base, 2),
     "steps to 0.5 s.d.": lambda row: _figure(row.at_half(lambda r: r.steps_to_half)),
@@ -141,9 +153,9 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "setting": lambda row: setting_text({k: v for k, v in row.runs[0].setting.items() if k not in row.point}),
 }
 """Columns of tables, by their headings."""
-LEAGUE_COLUMNS = tuple(
-    name for name in COLUMNS if name not in ("s a step", "steps", "pictures", "trained reward")
-)
+OTHERS = (f"{ENOUGH} of wins", "s a step", "steps", "pictures", "trained reward")
+"""Columns that are only there where a file asks for them."""
+LEAGUE_COLUMNS = tuple(name for name in COLUMNS if name not in OTHERS)
 
 
 def change(row: Row, of: Callable[[Result], float], base: Callable[[Result], float], digits: int) -> str:

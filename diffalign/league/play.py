@@ -12,6 +12,7 @@ import statistics
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,19 @@ def missing(league: League, root: Path) -> list[Job]:
 def all_valid(league: League, root: Path) -> dict[str, Result]:
     """Results of this league's runs as they are now."""
     results = load_results(root)
-    tried = valid_results(list(sweep_jobs(league)), results)
-    return tried | valid_results(list(main_jobs(league, chosen(league, root))), results)
+    jobs = [*sweep_jobs(league), *main_jobs(league, chosen(league, root))]
+    valid, by_name = valid_results(jobs, results), {j.name: j for j in jobs}
+    return {name: with_rewards(by_name[name], result, root) for name, result in valid.items()}
+
+
+def with_rewards(job: Job, result: Result, root: Path) -> Result:
+    """A result from before rewards were kept with theirs, where its run's metrics are still there."""
+    if result.rewards:
+        return result
+    folder = root / job.name
+    rounds = sorted(folder.glob("round-*")) or [folder]
+    lines = [row for r in rounds for row in RunFolder(root=r).rows()]
+    return replace(result, rewards=reward_curve(job, lines))
 
 
 def chosen(league: League, root: Path) -> dict[tuple[str, str], Mapping[str, float]]:
@@ -157,7 +169,7 @@ def result_of(job: Job, report: Report, rounds: Sequence[RunFolder], tree: str) 
     for run in rounds:
         reached += [len(seconds) + v["step"] for v in run.validations() if v["mean_gain_sd"] >= HALF]
         seconds += [line["timing"].get("seconds", 0.0) for line in run.rows()]
-    half = min(reached, default=None)
+    half, lines = min(reached, default=None), [line for run in rounds for line in run.rows()]
     return Result(
         job=job.name, kind=job.kind, pipeline=job.pipeline, method=job.method, setting=dict(job.setting),
         seed=job.seed, digest=digest(job), tree=tree, judge=first["metric"],
@@ -167,7 +179,7 @@ def result_of(job: Job, report: Report, rounds: Sequence[RunFolder], tree: str) 
         diversity_base=report["diversity"]["base"]["vendi"], diversity=report["diversity"]["model"]["vendi"],
         steps=len(seconds), seconds=sum(seconds),
         steps_to_half=half, seconds_to_half=None if half is None else sum(seconds[:half]),
-        **online_figures([line for run in rounds for line in run.rows()]),
+        rewards=reward_curve(job, lines), **online_figures(lines),
     )  # fmt: skip
 
 
@@ -181,6 +193,16 @@ def online_figures(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "reward_first": statistics.fmean(found[:some]) if found else None,
         "reward_last": statistics.fmean(found[-some:]) if found else None,
     }
+
+
+def reward_curve(job: Job, lines: Sequence[Mapping[str, Any]]) -> tuple[float | None, ...]:
+    """The first trained reward at each iteration, with four digits; see Result.rewards for what has none."""
+    asked = job.recipe.get("rewards") or [{}]
+    names = [k for k in (lines[0] if lines else {}) if k.startswith("reward/")]
+    if not names or asked[0].get("among", "alone") != "alone":
+        return ()
+    values = [line.get(names[0]) for line in lines]
+    return tuple(None if v is None else float(f"{v:.4g}") for v in values)
 
 
 def digest(job: Job) -> str:

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from diffalign.league.config import Job, League
 from diffalign.train.run import write_text
@@ -14,6 +15,8 @@ from diffalign.train.run import write_text
 RESULT = "league.json"
 MOST_LOST = 0.03
 """Fall of prompt obedience up to which a gain counts."""
+ENOUGH = 0.7
+"""Win rate over the base that a method is to reach."""
 HALF = 0.5
 """Gain in s.d. of which the steps and seconds are stated."""
 
@@ -54,6 +57,9 @@ class Result:
     """Mean trained reward of the first iterations of an online run."""
     reward_last: float | None = None
     """The same of the last ones."""
+    rewards: tuple[float | None, ...] = ()
+    """Mean trained reward at each iteration of an online run, None where it was not finite; empty where the
+    reward is a win rate among the pictures of a prompt, whose mean is one half however good they are."""
 
     @property
     def obeys(self) -> bool:
@@ -68,8 +74,13 @@ def save_result(folder: Path, result: Result) -> None:
 
 def load_results(root: Path) -> dict[str, Result]:
     """All results under a league's folder, by the name of their job."""
-    found = [Result(**json.loads(file.read_text())) for file in sorted(root.rglob(RESULT))]
+    found = [_result(json.loads(file.read_text())) for file in sorted(root.rglob(RESULT))]
     return {r.job: r for r in found}
+
+
+def _result(content: Mapping[str, Any]) -> Result:
+    """A result as it was saved; fields that its time did not know have their defaults."""
+    return Result(**{**content, "rewards": tuple(content.get("rewards", ()))})
 
 
 def restore(published: Path, root: Path) -> int:
@@ -81,7 +92,7 @@ def restore(published: Path, root: Path) -> int:
     if not published.is_file():
         return 0
     here, listed = load_results(root), json.loads(published.read_text())["results"]
-    missing = [Result(**one) for one in listed if one["job"] not in here]
+    missing = [_result(one) for one in listed if one["job"] not in here]
     for result in missing:
         (root / result.job).mkdir(parents=True, exist_ok=True)
         save_result(root / result.job, result)

@@ -50,8 +50,9 @@ class AOT(PairObjective):
         """(P,) losses of P pairs; see Objective.loss."""
         pairs = self.pairs_of(batch)
         upper, lower = self._samples(pairs)  # (P,) each
-        rank = torch.argsort(torch.argsort(upper, stable=True))  # of each pair
-        z = upper - torch.sort(lower).values[rank]
+        counts = self.units(batch, batch.counted())  # (P,): pairs of weight 0 take the last ranks of both
+        rank = torch.argsort(_order(upper, counts))  # of each pair
+        z = upper - lower[_order(lower, counts)][rank]
         return pairs.soften(self.of_logit, z), pair_metrics(pairs, pairs.logit(self.canonical))
 
     def _samples(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
@@ -62,3 +63,8 @@ class AOT(PairObjective):
         ref_w, ref_l = pairs.error_w - pairs.gap_w, pairs.error_l - pairs.gap_l
         reference = -half * (pairs.weight_w * ref_w - pairs.weight_l * ref_l).detach()
         return pairs.logit(self.canonical) + reference, reference
+
+
+def _order(scores: Tensor, counts: Tensor) -> Tensor:
+    """(P,) pairs from the smallest score up, those that do not count behind all others."""
+    return torch.argsort(torch.where(counts != 0, scores.detach(), torch.inf), stable=True)

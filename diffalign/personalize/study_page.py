@@ -110,8 +110,12 @@ def _about(of: Mapping[str, Any]) -> str:
     return (
         f"{p['people']} people of the tastes {', '.join(p['tastes'])}; {p['held_out']} of them held out, "
         f"{p['votes']} votes of each seen one, noise {p['temperature']:g}, own part {p['individual']:g}; "
-        f"{of['pictures']} prompts. {_cost(of['cost'])}"
+        f"{of['pictures']} prompts. {_guidance(of.get('user_guidance'))}{_cost(of['cost'])}"
     )
+
+
+def _guidance(weight: float | None) -> str:
+    return "" if weight is None else f"People have guidance of their own, of weight {weight:g}. "
 
 
 def _wide(found: Mapping[str, Any] | None) -> list[str]:

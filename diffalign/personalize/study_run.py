@@ -99,4 +99,5 @@ def measure(study: Study, loras: bool) -> dict[str, Any]:
         "population": asdict(study.people),
         "pictures": len(study.prompts),
         "amounts": list(study.options.amounts),
+        "user_guidance": study.recipes.user_guidance,
     }

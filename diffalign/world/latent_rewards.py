@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class LatentPlan:
     policy: str = "samples/shapes/unet"
     """Denoiser from which the latent reward model is made, and which predicts the pictures."""
     scorer: str = "samples/shapes/scorer"
-    """Pixel scorer beside it, trained on 4000 votes of the taste large on clean pictures."""
+    """Pixel scorer beside it, trained on 4000 votes of the taste large on clean pictures; empty for none."""
     taste: str = "large"
     votes: int = 2000
     validation: int = 200
@@ -57,7 +57,7 @@ class LatentPlan:
     heldout: int = 400
     """Votes on prompts that nobody learnt from."""
     levels: tuple[int, ...] = (0, 200, 400, 600, 800, 950)
-    """Timesteps of the table."""
+    """Timesteps of the table; of a flow 1000 sigma."""
     steps: int = 200
     batch: int = 32
     learning_rate: float = 5e-4
@@ -93,7 +93,7 @@ def trained(policy: Policy, plan: LatentPlan, work: Path) -> Lrm:
     """A latent reward model made of a policy, trained on simulated votes; that in ``work`` if it is done.
 
     Raises:
-        ValueError: the model in ``work`` is of another plan; or a flow model, which has no timesteps.
+        ValueError: the model in ``work`` is of another plan.
     """
     if (work / REPORT).is_file():
         if json.loads((work / REPORT).read_text())["plan"] != json.loads(json.dumps(asdict(plan))):
@@ -106,7 +106,7 @@ def trained(policy: Policy, plan: LatentPlan, work: Path) -> Lrm:
     lrm = Lrm.of_pipeline(
         policy.pipeline, vae_id=policy.encoder_id("vae"), options=LrmOptions(guidance=plan.guidance)
     )
-    learner = LatentLearner(lrm, NoiseLevels.vp(alphas_of(policy)))
+    learner = LatentLearner(lrm, levels_of(policy))
     made = latent_votes(policy, votes)
     run = train_scorer(learner, made[: plan.votes], made[plan.votes :], plan.training(), resume=work)
     more = {"plan": asdict(plan), "seconds": round(time.process_time() - start)}
@@ -115,15 +115,21 @@ def trained(policy: Policy, plan: LatentPlan, work: Path) -> Lrm:
     return lrm
 
 
-def alphas_of(policy: Policy) -> Tensor:
-    """(T,) cumulative alphas.
+def levels_of(policy: Policy, times: Iterable[int] | None = None) -> NoiseLevels:
+    """Noise levels of a policy's process at some times as the denoiser takes them.
+
+    Args:
+        policy: whose process it is.
+        times: indices of timesteps, of a flow 1000 sigma; None is LPO's grid 1, 51, ..., 951, of a flow
+            50, 100, ..., 950.
 
     Raises:
-        ValueError: a flow model, which has none.
+        ValueError: a time that the process does not have.
     """
-    if policy.process.alphas_cumprod is None:
-        raise ValueError("timesteps are of a variance-preserving process, and this policy is a flow model")
-    return policy.process.alphas_cumprod
+    alphas = policy.process.alphas_cumprod
+    if alphas is None:
+        return NoiseLevels.flow(t / 1000 for t in (range(50, 1000, 50) if times is None else times))
+    return NoiseLevels.vp(alphas) if times is None else NoiseLevels.vp(alphas, times)
 
 
 def predicted_pictures(policy: Policy, x_t: Tensor, t: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -142,17 +148,18 @@ def gaps_at(
     """(N,) gaps, first minus second, of every judge at one timestep, all from the same noisy latents."""
     generator = torch.Generator().manual_seed(1000 * seed + level)
     found: dict[str, list[Tensor]] = {name: [] for name in ("lrm", *judges)}
-    levels = NoiseLevels.vp(alphas_of(policy), [level])
+    levels = levels_of(policy, [level])
     for i in range(0, len(votes), CHUNK // 2):
         some = votes[i : i + CHUNK // 2]
         x0 = torch.stack([torch.as_tensor(x) for x in (*(v.first for v in some), *(v.second for v in some))])
         n = torch.randn(x0.shape, generator=generator)
-        t, prompts = torch.full((len(x0),), level), [v.prompt for v in some] * 2
+        model_time, prompts = levels.times.expand(len(x0)), [v.prompt for v in some] * 2
+        t = model_time / 1000 if policy.process.is_flow else model_time
         x_t = levels.add_noise(x0, n, torch.zeros(len(x0), dtype=torch.long))
         with torch.no_grad():
             seen = predicted_pictures(policy, x_t, t, prompts)
             scores = {name: judge(seen, prompts) for name, judge in judges.items()}
-            scores["lrm"] = lrm.score_latents(x_t, t, prompts)
+            scores["lrm"] = lrm.score_latents(x_t, model_time, prompts)
         for name, score in scores.items():
             first, second = score.float().chunk(2)
             found[name].append(first - second)
@@ -174,10 +181,9 @@ def study(plan: LatentPlan, work: Path) -> dict[str, Any]:
     lrm = trained(policy, plan, work)
     heldout, gap = simulate_votes(plan.heldout, rater, np.random.default_rng([plan.seed, 22]), "heldout")
     labels = torch.tensor([vote.label for vote in heldout])
-    judges: dict[str, Judge] = {
-        "scorer": PickScore.load(asset(plan.scorer)).score_tensor,
-        "oracle": lambda x, prompts: rater.score(x, [parse(p) for p in prompts]),
-    }
+    judges: dict[str, Judge] = {"oracle": lambda x, prompts: rater.score(x, [parse(p) for p in prompts])}
+    if plan.scorer:
+        judges["scorer"] = PickScore.load(asset(plan.scorer)).score_tensor
     made, decided = latent_votes(policy, heldout), {}
     for level in plan.levels:
         file = work / f"level-{level}.json"
@@ -205,6 +211,8 @@ def markdown(found: dict[str, Any]) -> str:
     levels = list(found["decided"])
     lines = ["| judge | " + " | ".join(f"t = {t}" for t in levels) + " |", "|---" * (len(levels) + 1) + "|"]
     for name, what in JUDGES.items():
+        if any(name not in found["decided"][t] for t in levels):
+            continue  # the plan names no scorer
         cells = " | ".join(f"{found['decided'][t][name]:.3f}" for t in levels)
         lines.append(f"| {what} | {cells} |")
     error = (0.25 / count) ** 0.5

@@ -145,6 +145,17 @@ def test_aot_gives_a_loss_to_the_pair_whose_winner_has_the_rank() -> None:
     assert loss.tolist() == pytest.approx([ell(5 - 2), ell(3 + 1), ell(4 - 0)])
 
 
+def test_aot_leaves_pairs_of_weight_0_out_of_the_ranks() -> None:
+    """They stand in for pairs that a process does not have; a copy between the others must move no rank."""
+    own, filler = [(5.0, 0.0), (3.0, 2.0), (4.0, -1.0)], (4.5, -2.0)
+    objective = build("aot", beta=1.0)
+    padded = pairs_of([filler, *own])
+    padded.weight = torch.tensor([0.0, 0.0, *[1.0] * 6], dtype=torch.float64)
+    alone, loss = objective.loss(pairs_of(own))[0], objective.loss(padded)[0]
+    assert loss[1:].tolist() == pytest.approx(alone.tolist())
+    assert bool(loss.isfinite().all())
+
+
 def test_aot_against_the_reference() -> None:
     """Policy leads 1 and 5 against the reference's 2 and 0: errors (w, l), beta / 2 = 1."""
     batch = pairs_of([(0.0, 0.0), (0.0, 0.0)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from diffalign.evaluate.generate import Sampling
 from diffalign.personalize.study import PipelineStudy, Study, StudyOptions
 from diffalign.personalize.study_figures import Jury, figures, make_jury
 from diffalign.personalize.study_page import as_confusion, as_curve, page, write_page
-from diffalign.personalize.study_pictures import Shelf
+from diffalign.personalize.study_pictures import Shelf, Studio
 from diffalign.personalize.study_run import StudyFile
 from diffalign.personalize.study_words import said
 from diffalign.train.align import load_recipe
@@ -95,6 +96,10 @@ def test_the_page_says_what_was_asked_for_and_whether_it_was_met(jury: Jury, tmp
     assert "pairs asked for" not in page(
         {"unet": {k: v for k, v in of.items() if k != "asked"}}, "people_study"
     )
+    assert "guidance of their own" not in text
+    assert "guidance of their own, of weight 2." in page(
+        {"unet": of | {"user_guidance": 2.0}}, "people_study"
+    )
     of["rates"]["unseen"]["value"] = 0.7
     assert ">= 0.76: missed" in page({"unet": of}, "people_study")
     write_page({"unet": of}, tmp_path / "study")
@@ -131,6 +136,8 @@ def test_pictures_are_made_once_and_others_are_not_taken_for_them(tmp_path: Path
     assert len(made) == 1
     with pytest.raises(ValueError, match="other prompts"):
         replace(shelf, sampling=Sampling(steps=5)).kept("base", make)
+    with pytest.raises(ValueError, match="another sampler"):
+        replace(shelf, user_guidance=2.0).kept("base", make)
 
 
 def test_the_recipes_of_the_study_are_whole() -> None:
@@ -177,3 +184,25 @@ def test_votes_are_there_also_where_no_picture_is_kept(
     study = Study(name="tiny", recipes=recipes, options=StudyOptions(), root=tmp_path / "runs")
     records = study.votes(["person-003"])
     assert [r.rater for r in records] == ["person-003"] * 3
+
+
+@pytest.mark.parametrize("weight", [None, 2.0])
+def test_people_have_the_guidance_that_the_study_gives_them_and_nobody_has_none(
+    tmp_path: Path, weight: float | None
+) -> None:
+    seen: list[float | None] = []
+    attached = SimpleNamespace(adapter=SimpleNamespace(branch=SimpleNamespace(scale=1.0)), user_guidance=None)
+
+    def nobody() -> None:
+        attached.condition, attached.user_guidance = None, None
+
+    def generate(prompts: list[str], seeds: Any, *, steps: int, guidance: float) -> torch.Tensor:
+        seen.append(attached.user_guidance)
+        return torch.zeros(len(prompts), 3, 8, 8)
+
+    attached.nobody = nobody
+    shelf = Shelf(folder=tmp_path, prompts=PROMPTS, sampling=Sampling(), user_guidance=weight)
+    studio = Studio(policy=SimpleNamespace(generate=generate), attached=attached, shelf=shelf)  # type: ignore[arg-type]
+    assert studio.people("votes-4", torch.zeros(3, 2, 4)).shape == (3, 2, 3, 8, 8)
+    studio.everybody()
+    assert seen == [weight, None]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,7 +16,8 @@ from diffalign.policy import load_policy
 from diffalign.world.latent_rewards import (
     JUDGES,
     LatentPlan,
-    alphas_of,
+    gaps_at,
+    levels_of,
     markdown,
     predicted_pictures,
     study,
@@ -22,6 +25,7 @@ from diffalign.world.latent_rewards import (
     write_table,
 )
 from scorers.lrm import Lrm
+from scorers.votes import Vote
 from tests.tiny import tiny_folder
 
 START, END = "<!-- latent rewards -->", "<!-- /latent rewards -->"
@@ -64,8 +68,33 @@ def test_a_model_of_another_plan_is_not_taken(tmp_path: Path) -> None:
     policy = load_policy(tiny_folder("sd", tmp_path))
     with pytest.raises(ValueError, match="of another plan"):
         trained(policy, replace(SMALL, seed=1), tmp_path)
-    with pytest.raises(ValueError, match="flow model"):
-        alphas_of(load_policy(tiny_folder("sd3", tmp_path)))
+
+
+def test_a_flow_is_judged_at_its_own_times(tmp_path: Path) -> None:
+    """The reward model is told 1000 sigma; latents are (1 - sigma) x0 + sigma n."""
+    policy, asked = load_policy(tiny_folder("sd3", tmp_path)), []
+    assert levels_of(policy).times.tolist() == pytest.approx(list(range(50, 1000, 50)))
+
+    def score(x_t: torch.Tensor, t: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        asked.append((x_t, t))
+        return x_t.mean((1, 2, 3))
+
+    x0 = torch.full((8, 8, 8), 100.0)
+    votes = [Vote(x0, -x0, "a red circle", 1.0)] * 3
+    lrm = cast(Lrm, SimpleNamespace(score_latents=score))
+    found = gaps_at(policy, lrm, {"seen": lambda x, p: x.mean((1, 2, 3))}, votes, 200, seed=0)
+    (x_t, t), *more = asked
+    assert not more
+    assert t.tolist() == pytest.approx([200.0] * 6)
+    assert x_t.mean((1, 2, 3)).tolist() == pytest.approx([80.0] * 3 + [-80.0] * 3, abs=0.2)
+    assert found["lrm"].tolist() == pytest.approx([160.0] * 3, abs=0.3)
+    assert found["seen"].shape == (3,)
+
+
+def test_a_table_without_a_scorer_has_no_line_for_it(found: dict[str, Any]) -> None:
+    decided = {t: {k: v for k, v in row.items() if k != "scorer"} for t, row in found["decided"].items()}
+    assert JUDGES["scorer"] in markdown(found)
+    assert JUDGES["scorer"] not in markdown(found | {"decided": decided})
 
 
 def test_a_clean_picture_is_predicted_as_it_is(tmp_path: Path) -> None:
