@@ -13,6 +13,7 @@ from diffalign.attention.processors import (
     PlainAttention,
     check_processors,
     is_joint,
+    processors_of,
 )
 
 
@@ -27,7 +28,7 @@ def set_attention(model: Any, backend: str = "auto") -> Attend:
             SDXL, PixArt and SD3.
         RuntimeError: the backend cannot be used on the model's device.
     """
-    given = model.attn_processors
+    given = processors_of(model)
     check_processors(given)
     attend = Attend(backend, model.device)
     model.set_attn_processor(

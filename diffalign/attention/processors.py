@@ -9,7 +9,7 @@ all layers of a model, also those without users, get one of these. Users travel 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,35 +17,14 @@ from torch import Tensor, nn
 
 from diffalign.attention.attend import Attend
 from diffalign.attention.decoupled import Implementation, add_user_attention, decoupled_attention
+from diffalign.attention.delegate import UserDelegate
+from diffalign.attention.user_keys import UserKeys, scale_of, split_heads
 
-KEY_STD = 0.02
-"""Standard deviation of key weights that are not copied from the text's."""
+REPLACED = ("AttnProcessor", "AttnProcessor2_0", "JointAttnProcessor2_0")
+"""Processors of diffusers that have a form of ours."""
+FLUX = "FluxAttnProcessor"
+"""Stays in charge: it goes through diffusers' dispatcher, and rotates its queries."""
 Inner = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-
-
-class UserKeys(nn.Module):
-    """Keys and values of user tokens for one layer; values begin at zero: users change nothing yet."""
-
-    def __init__(self, width: int, heads: int, head_width: int, *, rank: int = 0, norm: bool = False) -> None:
-        """Make weights for tokens of this width; rank 0 is full rank, norm adds an RMS norm of the keys."""
-        super().__init__()
-        self.width, self.heads = width, heads
-        self.k, self.v = (_projection(width, heads * head_width, rank) for _ in range(2))
-        self.norm = nn.RMSNorm(head_width, eps=1e-6) if norm else None
-        nn.init.zeros_(_last(self.v).weight)
-
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, M, H, D) of tokens (B, M, W).
-
-        Raises:
-            ValueError: tokens of another width.
-        """
-        if tokens.ndim != 3 or tokens.shape[-1] != self.width:
-            what = f"user tokens are {tuple(tokens.shape)}; this model takes (users, tokens, {self.width})"
-            raise ValueError(f"{what}: use the encoder that belongs to it")
-        tokens = tokens.to(_last(self.k).weight.dtype)
-        k, v = (layer(tokens).unflatten(-1, (self.heads, -1)) for layer in (self.k, self.v))
-        return (k if self.norm is None else self.norm(k)), v
 
 
 class PlainAttention:
@@ -92,7 +71,7 @@ class UserAttention(nn.Module):
         def inner(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
             if user_tokens is None:
                 return self.attend(q, k, v, mask)
-            return self._with_users(q, k, v, mask, user_tokens, _scale(user_scale, q))
+            return self._with_users(q, k, v, mask, user_tokens, scale_of(user_scale, q))
 
         return _layer(attn, hidden_states, encoder_hidden_states, attention_mask, temb, inner)
 
@@ -152,7 +131,7 @@ class UserJointAttention(nn.Module):
             if user_tokens is None:
                 return base
             k, v = (x.to(base.dtype) for x in self.users(user_tokens))
-            scale = _scale(user_scale, q)
+            scale = scale_of(user_scale, q)
             return add_user_attention(base, q.to(base.dtype), k, v, scale, implementation=self.implementation)
 
         return _joint_layer(attn, hidden_states, encoder_hidden_states, self.attend, add)
@@ -165,31 +144,34 @@ def attach_users(
     rank: int = 0,
     backend: str = "auto",
     implementation: Implementation = "auto",
+    delegate: bool = False,
 ) -> dict[str, UserKeys]:
     """Give a diffusers UNet or transformer processors that take user tokens of this width.
 
     Until the values are trained the model computes what it did, bit for bit where text runs in the same
-    kernel. A backend that the model was given before (``install.set_attention``) stays, for "auto". Returns
+    kernel. A backend that the model was given before (``install.set_attention``) stays, for "auto". With
+    ``delegate``, and in FLUX, a layer's own processor stays in charge (see ``attention.delegate``). Returns
     the new weights by the name of their layer, in fp32 on the model's device; they are also submodules of the
     model.
 
     Raises:
-        ValueError: it has users already, or layers whose processors have no such form here, or no text.
+        ValueError: it has users already, or layers whose processors have no such form here, or no text; or a
+            backend where the layers' own processors stay in charge.
         RuntimeError: the backend cannot be used on the model's device.
     """
-    given = model.attn_processors
-    check_processors(given)
+    given = processors_of(model)
+    check_processors(given, (*REPLACED, FLUX))
+    delegate = delegate or any(_is_flux(processor) for processor in given.values())
+    if delegate and backend != "auto":
+        raise ValueError(
+            f"attention backend {backend} was asked for, and a {type(model).__name__} keeps its own "
+            "processors: choose theirs by its set_attention_backend"
+        )
     attend = _attend(given, backend, model.device)
     layers = {name: model.get_submodule(name.removesuffix(".processor")) for name in given}
-    made = {
-        name: _processor(attn, given[name], width, rank, attend, implementation)
-        for name, attn in layers.items()
-    }
-    users = {
-        n: p.users.to(model.device)
-        for n, p in made.items()
-        if isinstance(p, UserAttention | UserJointAttention)
-    }
+    keys = {name: _user_keys(attn, given[name], width, rank) for name, attn in layers.items()}
+    users = {name: one.to(model.device) for name, one in keys.items() if one is not None}
+    made = {name: _processor(given[name], keys[name], attend, implementation, delegate) for name in given}
     if not users:
         raise ValueError(
             f"{type(model).__name__} has no layer that attends to text; users cannot be attached"
@@ -198,21 +180,36 @@ def attach_users(
     return users
 
 
-def check_processors(given: dict[str, Any]) -> None:
-    """Refuse processors that have no form of ours.
+def processors_of(model: Any) -> dict[str, Any]:
+    """Attention processors of a model by name.
+
+    Raises:
+        ValueError: it has none that can be replaced.
+    """
+    if not hasattr(model, "attn_processors"):
+        raise ValueError(
+            f"the attention of a {type(model).__name__} cannot be replaced: diffusers gives it no "
+            "attn_processors; take a UNet or transformer of SD, SDXL, PixArt or SD3"
+        )
+    found: dict[str, Any] = model.attn_processors
+    return found
+
+
+def check_processors(given: dict[str, Any], known: Sequence[str] = REPLACED) -> None:
+    """Refuse processors that are none of the known ones and not ours.
 
     Raises:
         ValueError: users are attached already, or a layer is of another kind.
     """
-    known = ("AttnProcessor", "AttnProcessor2_0", "JointAttnProcessor2_0")
     for name, processor in given.items():
-        if isinstance(processor, UserAttention | UserJointAttention):
+        if isinstance(processor, UserAttention | UserJointAttention | UserDelegate):
             raise ValueError(f"users are attached already ({name}); load the model anew to attach others")
         ours = isinstance(processor, PlainAttention | JointAttention)
         if not ours and type(processor).__name__ not in known:
             kind = type(processor).__name__
             raise ValueError(
-                f"{name} has a {kind}; attention can be replaced in SD, SDXL, PixArt and SD3 models"
+                f"{name} has a {kind}; attention can be replaced in SD, SDXL, PixArt and SD3 models, and "
+                "users can be attached to these and to FLUX.1"
             )
 
 
@@ -221,27 +218,40 @@ def is_joint(processor: Any) -> bool:
     return isinstance(processor, JointAttention) or type(processor).__name__ == "JointAttnProcessor2_0"
 
 
+def _is_flux(processor: Any) -> bool:
+    return type(processor).__name__ == FLUX
+
+
 def _attend(given: dict[str, Any], backend: str, device: torch.device) -> Attend:
     present = [p.attend for p in given.values() if isinstance(p, PlainAttention | JointAttention)]
     return present[0] if present and backend == "auto" else Attend(backend, device)
 
 
 def _processor(
-    attn: Any, given: Any, width: int, rank: int, attend: Attend, implementation: Implementation
-) -> PlainAttention | UserAttention | JointAttention | UserJointAttention:
+    given: Any,
+    users: UserKeys | None,
+    attend: Attend,
+    implementation: Implementation,
+    delegate: bool,
+) -> PlainAttention | UserAttention | JointAttention | UserJointAttention | UserDelegate:
     """What replaces a processor of diffusers."""
-    head_width = attn.inner_dim // attn.heads
-    if is_joint(given):
-        if attn.add_k_proj is None:
-            return JointAttention(attend)
-        users = UserKeys(width, attn.heads, head_width, rank=rank, norm=attn.norm_k is not None)
-        _copy_keys(users, attn.add_k_proj)
-        return UserJointAttention(attend, users, implementation)
-    if not attn.is_cross_attention:
-        return PlainAttention(attend)
-    users = UserKeys(width, attn.heads, head_width, rank=rank)
-    _copy_keys(users, attn.to_k)
-    return UserAttention(attend, users, implementation)
+    if delegate:
+        return UserDelegate(given, users, implementation)
+    if users is None:
+        return JointAttention(attend) if is_joint(given) else PlainAttention(attend)
+    return (UserJointAttention if is_joint(given) else UserAttention)(attend, users, implementation)
+
+
+def _user_keys(attn: Any, given: Any, width: int, rank: int) -> UserKeys | None:
+    """New weights of a layer, None where it attends to no text."""
+    joint = is_joint(given) or _is_flux(given)
+    text = getattr(attn, "add_k_proj", None) if joint else attn.to_k if attn.is_cross_attention else None
+    if text is None:
+        return None
+    norm = joint and attn.norm_k is not None
+    users = UserKeys(width, attn.heads, attn.inner_dim // attn.heads, rank=rank, norm=norm)
+    _copy_keys(users, text)
+    return users
 
 
 def _copy_keys(users: UserKeys, text: nn.Linear) -> None:
@@ -251,31 +261,8 @@ def _copy_keys(users: UserKeys, text: nn.Linear) -> None:
             users.k.weight.copy_(text.weight)
 
 
-def _projection(width: int, inner: int, rank: int) -> nn.Linear | nn.Sequential:
-    """Linear map without bias, of full or low rank."""
-    shapes = [(width, rank), (rank, inner)] if rank else [(width, inner)]
-    layers = [nn.Linear(a, b, bias=False) for a, b in shapes]
-    nn.init.normal_(layers[-1].weight, std=KEY_STD)
-    return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
-
-
-def _last(projection: nn.Module) -> nn.Linear:
-    found = projection[-1] if isinstance(projection, nn.Sequential) else projection
-    assert isinstance(found, nn.Linear)  # for mypy: _projection makes nothing else
-    return found
-
-
-def _scale(scale: Tensor | None, q: Tensor) -> Tensor:
-    return q.new_ones(len(q), dtype=torch.float32) if scale is None else scale
-
-
 def _unchanged(base: Tensor, q: Tensor) -> Tensor:
     return base
-
-
-def _split_heads(x: Tensor, heads: int, norm: Any) -> Tensor:
-    x = x.unflatten(-1, (heads, -1))  # (B, N, H, D)
-    return x if norm is None else norm(x)
 
 
 def _layer(
@@ -296,9 +283,9 @@ def _layer(
     if mask is not None:
         mask = attn.prepare_attention_mask(mask, context.shape[1], len(x))
         mask = mask.view(len(x), attn.heads, -1, mask.shape[-1])
-    q = _split_heads(attn.to_q(x), attn.heads, attn.norm_q)
-    k = _split_heads(attn.to_k(context), attn.heads, attn.norm_k)
-    v = _split_heads(attn.to_v(context), attn.heads, None)
+    q = split_heads(attn.to_q(x), attn.heads, attn.norm_q)
+    k = split_heads(attn.to_k(context), attn.heads, attn.norm_k)
+    v = split_heads(attn.to_v(context), attn.heads, None)
     x = attn.to_out[1](attn.to_out[0](inner(q, k, v, mask).flatten(2).to(q.dtype)))
     if len(shape) == 4:
         x = x.transpose(-1, -2).reshape(shape)
@@ -310,15 +297,15 @@ def _joint_layer(
     attn: Any, x: Tensor, context: Tensor | None, attend: Attend, add: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor | tuple[Tensor, Tensor]:
     """A joint attention of SD3; ``add`` gets the picture's part of its output and the picture's queries."""
-    q = _split_heads(attn.to_q(x), attn.heads, attn.norm_q)
-    k = _split_heads(attn.to_k(x), attn.heads, attn.norm_k)
-    v = _split_heads(attn.to_v(x), attn.heads, None)
+    q = split_heads(attn.to_q(x), attn.heads, attn.norm_q)
+    k = split_heads(attn.to_k(x), attn.heads, attn.norm_k)
+    v = split_heads(attn.to_v(x), attn.heads, None)
     if context is None:
         out = add(attend(q, k, v), q).flatten(2).to(q.dtype)
         return attn.to_out[1](attn.to_out[0](out))  # type: ignore[no-any-return]
-    q_text = _split_heads(attn.add_q_proj(context), attn.heads, attn.norm_added_q)
-    k = torch.cat([k, _split_heads(attn.add_k_proj(context), attn.heads, attn.norm_added_k)], 1)
-    v = torch.cat([v, _split_heads(attn.add_v_proj(context), attn.heads, None)], 1)
+    q_text = split_heads(attn.add_q_proj(context), attn.heads, attn.norm_added_q)
+    k = torch.cat([k, split_heads(attn.add_k_proj(context), attn.heads, attn.norm_added_k)], 1)
+    v = torch.cat([v, split_heads(attn.add_v_proj(context), attn.heads, None)], 1)
     out, text = attend(torch.cat([q, q_text], 1), k, v).to(q.dtype).split([x.shape[1], context.shape[1]], 1)
     out = attn.to_out[1](attn.to_out[0](add(out, q).flatten(2)))
     text = text.flatten(2)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.attention.decoupled import Implementation
-from diffalign.attention.processors import UserKeys, attach_users
+from diffalign.attention.processors import attach_users
+from diffalign.attention.user_keys import UserKeys
 from diffalign.evaluate.report import write_atomic
 from diffalign.personalize.encoders import EncoderOptions, UserEncoder, options_from_json, options_to_json
 from diffalign.personalize.encoders.table import Table, TableOptions

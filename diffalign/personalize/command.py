@@ -44,8 +44,9 @@ def users_add(
         users = open_users(folder)
         if vector is not None:
             from diffalign.personalize.files import one_tensor
+            from diffalign.personalize.from_votes import fitting
 
-            found, count = one_tensor(vector), 0
+            found, count = fitting(folder, one_tensor(vector)), 0
         else:
             from diffalign.personalize.from_votes import decided_votes, vector_from_votes
             from diffalign.votes.pictures import find_pictures

@@ -46,32 +46,36 @@ def _holds(file: Path, needles: Iterable[bytes]) -> bool:
         return any(content.find(needle) >= 0 for needle in needles)
 
 
-def rewrite_without(file: Path, one: str) -> bool:
+def rewrite_without(file: Path, one: str, tensor: str) -> bool:
     """Rewrite a file without what stands under an id, where its form is known; returns whether it was.
 
-    Tensors whose names hold the id go from safetensors, entries that are or are named the id from JSON, lines
-    that hold it from JSON lines. A link stays one.
+    Tensors whose names hold the id, or are ``tensor``, go from safetensors, lines that hold the id from JSON
+    lines; from JSON what is the id or is named by it, and whole objects of which an entry is the id (what
+    ``export`` gave out is one: an empty object stays). A link stays one.
     """
-    change = {".safetensors": _tensors_without, ".json": _json_without, ".jsonl": _lines_without}.get(
-        file.suffix
-    )
-    if change is None:
-        return False
     try:
-        change(file.resolve(), one)
+        if file.suffix == ".safetensors":
+            _tensors_without(file.resolve(), one, tensor)
+        elif file.suffix == ".json":
+            _json_without(file.resolve(), one)
+        elif file.suffix == ".jsonl":
+            _lines_without(file.resolve(), one)
+        else:
+            return False
     except ValueError:  # damaged: whoever searches the bytes afterwards finds and names it
         return False
     return True
 
 
-def _tensors_without(file: Path, one: str) -> None:
+def _tensors_without(file: Path, one: str, tensor: str) -> None:
     tensors, metadata = read_tensors(file)
-    kept = {k: v for k, v in tensors.items() if one not in k}
+    kept = {k: v for k, v in tensors.items() if one not in k and k != tensor}
     write_tensors(file, kept, {k: v for k, v in metadata.items() if one not in k + v})
 
 
 def _json_without(file: Path, one: str) -> None:
-    found = _pruned(json.loads(file.read_text(encoding="utf-8")), one)
+    whole = json.loads(file.read_text(encoding="utf-8"))
+    found = {} if _is_of(whole, one) else _pruned(whole, one)
     write_atomic(file, json.dumps(found, indent=1) + "\n")
 
 
@@ -81,7 +85,12 @@ def _lines_without(file: Path, one: str) -> None:
 
 
 def _pruned(found: Any, one: str) -> Any:
-    """JSON without entries that are, or are named, the id."""
+    """JSON without entries that are of the person, or named the id."""
     if isinstance(found, dict):
-        return {k: _pruned(v, one) for k, v in found.items() if k != one and v != one}
-    return [_pruned(v, one) for v in found if v != one] if isinstance(found, list) else found
+        return {k: _pruned(v, one) for k, v in found.items() if k != one and not _is_of(v, one)}
+    return [_pruned(v, one) for v in found if not _is_of(v, one)] if isinstance(found, list) else found
+
+
+def _is_of(found: Any, one: str) -> bool:
+    """Whether a value of JSON is the id, or an object with such an entry: all of it is of the person."""
+    return bool(found == one) or (isinstance(found, dict) and one in found.values())

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from diffalign.atomic import write_bytes
 
+STATES = ".states"
+"""End of the name of a tensor of somebody's profile."""
+
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None

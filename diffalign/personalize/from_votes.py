@@ -36,6 +36,24 @@ def open_users(folder: Path) -> Users:
     return Users(folder, "weights" if prototypes else "tokens")
 
 
+def fitting(folder: Path, vector: Tensor) -> Tensor:
+    """A person's vector that was made elsewhere, as it is.
+
+    Raises:
+        FileNotFoundError: the folder holds no adapter.
+        ValueError: it is damaged, or the vector is none of its encoder.
+    """
+    options = encoder_options(read_config(folder), folder)
+    prototypes = options.prototypes if isinstance(options, TableOptions) else 0
+    wanted = (prototypes,) if prototypes else (options.tokens, options.width)
+    if tuple(vector.shape) != wanted:
+        raise ValueError(
+            f"the vector is {tuple(vector.shape)}, and the encoder in {folder} makes {wanted}: use the "
+            "encoder that belongs to this adapter"
+        )
+    return vector
+
+
 def decided_votes(votes: Sequence[Vote], rater: str) -> list[Vote]:
     """Somebody's votes with a winner, that count, in the order of their time.
 

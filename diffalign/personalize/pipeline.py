@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from diffalign.personalize.guidance import Condition, Level, conditional, each, 
 from diffalign.personalize.users import INDEX, Users, UsersError
 
 KEYWORDS = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
+THREE_BRANCHES = ("do_perturbed_attention_guidance", "image_guidance_scale")
+"""What pipelines have whose guidance has a third branch: perturbed attention, InstructPix2Pix."""
 Who = str | Tensor | Mapping[str, float] | Sequence[str] | About
 """Somebody of the store by name or id; tokens (K, D); a mixture with weights; one person for each prompt; or
 what is known of one person, or of one for each prompt."""
@@ -65,10 +68,13 @@ class Attached:
 
         Raises:
             UsersError: somebody unknown.
-            ValueError: tokens of another number or width, or a mixture that is refused.
+            ValueError: tokens of another number or width or that are not finite, a mixture that is refused,
+                or a weight that is not finite.
         """
+        for name, value in (("scale", scale), ("user_guidance", user_guidance)):
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}; it must be a finite number")
         condition = self._condition(who, level)
-        self._check(condition.tokens)
         self.condition = condition.scaled(self.adapter.branch.scale if scale is None else scale)
         self.user_guidance = user_guidance
         return self
@@ -104,7 +110,7 @@ class Attached:
         if isinstance(who, str):
             return each([self._tokens(who)])
         if isinstance(who, Tensor):
-            return each([who])
+            return each([self._checked(who)])
         if isinstance(who, About):
             encoder = self.adapter.encoder
             training = encoder.training
@@ -121,13 +127,17 @@ class Attached:
             raise UsersError(nobody_stored(name))
         return tokens_of(self.adapter.encoder, self.users, name)
 
-    def _check(self, tokens: Tensor) -> None:
+    def _checked(self, tokens: Tensor) -> Tensor:
+        """One person's tokens, as they were given."""
         options = self.adapter.encoder.options
-        if tokens.shape[-1] != options.width or tokens.shape[1] % options.tokens:
+        if tuple(tokens.shape) != (options.tokens, options.width):
             raise ValueError(
-                f"user tokens are {tuple(tokens.shape[1:])}; this adapter takes ({options.tokens}, "
+                f"user tokens are {tuple(tokens.shape)}; this adapter takes ({options.tokens}, "
                 f"{options.width}): use the encoder that belongs to it"
             )
+        if not bool(tokens.isfinite().all()):
+            raise ValueError("user tokens are not all finite: make them again")
+        return tokens
 
     def _given(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -137,7 +147,9 @@ class Attached:
         if self.condition is None:
             return args, kwargs
         rows = len(args[0] if args else kwargs["hidden_states" if "hidden_states" in kwargs else "sample"])
-        guided = bool(getattr(self.pipe, "do_classifier_free_guidance", False))
+        # guidance by skipped layers (SD3) asks once more for the conditional branch, alone
+        alone = kwargs.get("skip_layers") is not None
+        guided = not alone and bool(getattr(self.pipe, "do_classifier_free_guidance", False))
         if guided and rows % 2:
             raise ValueError(
                 f"guidance of {rows} rows: pipelines with more than two branches are not supported"
@@ -145,6 +157,8 @@ class Attached:
         pictures = rows // 2 if guided else rows
         silent = pictures if guided else 0  # rows of the branch without text, which has nobody either
         if self.user_guidance is not None:
+            if alone:
+                raise ValueError("user_guidance and guidance by skipped layers exclude each other: take one")
             self._pictures = pictures
             args, kwargs = _again((args, kwargs), rows, pictures)
             silent = rows
@@ -187,9 +201,10 @@ class Attached:
 def attach(
     pipe: Any, folder: Path | str, *, backend: str = "auto", implementation: Implementation = "auto"
 ) -> Attached:
-    """Attach the user adapter of a folder to a diffusers pipeline (Stable Diffusion, SDXL, SD3).
+    """Attach the user adapter of a folder to a diffusers pipeline (Stable Diffusion, SDXL, SD3, FLUX.1).
 
-    Until somebody is used the pipeline makes what it made before. A LoRA may be loaded before or after.
+    Until somebody is used the pipeline makes what it made before. A LoRA may be loaded before or after. With
+    FLUX's ``true_cfg_scale`` the person is in its second pass, that of the negative prompt, too.
 
     Args:
         pipe: the pipeline, with the model that the adapter was trained on.
@@ -199,12 +214,16 @@ def attach(
 
     Raises:
         FileNotFoundError: the folder holds no adapter.
-        ValueError: the adapter is of another model, users are attached already, or a pipeline without a
-            denoiser that takes users.
+        ValueError: the adapter is of another model, users are attached already, the denoiser is compiled
+            already, or a pipeline without a denoiser that takes users, or whose guidance cannot be told from
+            outside or has three branches.
         RuntimeError: the backend cannot be used on the model's device.
     """
     folder, denoiser = Path(folder), denoiser_of(pipe)
+    if hasattr(denoiser, "_orig_mod"):
+        raise ValueError("the denoiser is compiled already: attach people first, then torch.compile")
     _keyword(denoiser)
+    _check_guidance(pipe)
     before = dict(denoiser.attn_processors)
     adapter = load_adapter(denoiser, folder, backend=backend, implementation=implementation)
     adapter.encoder.eval().requires_grad_(False)
@@ -250,6 +269,23 @@ def _keyword(denoiser: Any) -> str:
     if found is None:
         raise ValueError(f"{type(denoiser).__name__} passes nothing to its attention layers: no users for it")
     return found
+
+
+def _check_guidance(pipe: Any) -> None:
+    """Refuse a pipeline of which the branches with and without text cannot be told apart.
+
+    FLUX.1 has its guidance as an input, and one branch.
+    """
+    if "guidance_embeds" in getattr(denoiser_of(pipe), "config", {}):
+        return
+    kind = type(pipe)  # what is asked of the pipeline itself has no value before its first call
+    three = [name for name in THREE_BRANCHES if hasattr(kind, name)]
+    if not hasattr(kind, "do_classifier_free_guidance") or three:
+        why = "guides by more than text" if three else "does not say whether it guides (PixArt)"
+        raise ValueError(
+            f"{kind.__name__} {why}, so that it cannot be known which rows are for the person: give its "
+            "denoiser the tokens yourself (diffalign.attention.processors.attach_users)"
+        )
 
 
 def _again(found: Any, rows: int, pictures: int) -> Any:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from diffalign.personalize.encoders.about import Profile
-from diffalign.personalize.files import read_tensors, write_tensors
+from diffalign.personalize.files import STATES, read_tensors, write_tensors
 
-FORMAT, SOURCE, STATES = "1", "model", ".states"
+FORMAT, SOURCE = "1", "model"
 BEFORE = "One person compared pairs of pictures. Both pictures of a pair were made for the same caption."
 AFTER = """For each pair describe both pictures, then say in what they differ: style, colours, composition,
 detail, quality.
@@ -57,9 +57,10 @@ def _line(number: int, pair: Shown) -> str:
 
 
 def write_profiles(path: Path, states: Mapping[str, Tensor], model: str) -> Path:
-    """Keep the states (T, F) of people by their hashed ids, in half precision, with the name of the model.
+    """Keep the states (T, F) of people in half precision, with the name of the model.
 
-    The ids are those of the store of people, whose ``delete`` also takes people out of such a file.
+    For training they stand under the raters' names as the data have them; beside a store of people, under its
+    hashed ids. ``Users.delete`` takes people out of such a file by either.
 
     Raises:
         ValueError: nobody, or states of several widths or that are not finite.
@@ -80,11 +81,11 @@ def write_profiles(path: Path, states: Mapping[str, Tensor], model: str) -> Path
 
 
 def read_profiles(path: Path, people: Sequence[str], *, model: str | None = None) -> Profile:
-    """Profiles of B people by their hashed ids; somebody who is not in the file has an empty one.
+    """Profiles of B people by names or ids; somebody who is not in the file has an empty one.
 
     Args:
         path: what ``write_profiles`` wrote.
-        people: ids in the wanted order.
+        people: as the file has them, in the wanted order.
         model: whose states are expected; None takes those of any.
 
     Raises:

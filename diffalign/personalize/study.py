@@ -30,6 +30,7 @@ from diffalign.personalize.history import Histories
 from diffalign.personalize.new_user import encode, nearest_mean
 from diffalign.personalize.study_asking import asked_first, differences
 from diffalign.personalize.study_pictures import Shelf, Studio, open_studio
+from diffalign.personalize.study_words import WORDS, said
 from diffalign.train.config import TrainConfig
 from diffalign.world.population import PopulationConfig, population_prompts, taste_weights
 
@@ -39,8 +40,6 @@ EVERYBODY, SINGLE = "everybody", "single"
 """Folders of the two stages: the LoRA for all people, then encoder and layers of single ones."""
 MAIN = 4
 """Votes by which the figures of the table know a person."""
-WORDS = ("large", "small")
-"""Tastes that the grammar has a word for; no word says a shade or a saturation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +235,7 @@ class Study:
         known = encode(encoder, seen.examples(people.seen, max(options.votes)))
         found["nearest"] = studio.people("nearest", _nearest(own[MAIN], known, options.nearest), least)
         for word in (w for w in WORDS if w in people.tastes):
-            found[f"said-{word}"] = studio.said(f"said-{word}", [_said(p, word) for p in self.prompts])
+            found[f"said-{word}"] = studio.said(f"said-{word}", [said(p, word) for p in self.prompts])
         for one, other in self.opposites():
             ends = [own[max(options.votes)][people.unseen.index(n)] for n in (one, other)]
             conditions = [interpolate(ends[0], ends[1], a) for a in options.amounts]
@@ -291,11 +290,6 @@ def _nearest(tokens: Tensor, known: Tensor, count: int) -> Tensor:
     """(U, K, D) for each of U people the mean of those known people whose tokens are nearest to theirs."""
     gaps = torch.cdist(tokens.flatten(1), known.flatten(1))  # (U, people)
     return torch.stack([nearest_mean(known, -row, count) for row in gaps])
-
-
-def _said(prompt: str, taste: str) -> str:
-    """A prompt that says a taste: ``a large red circle``."""
-    return f"a {taste} {prompt.removeprefix('a ')}"
 
 
 def _are_opposite(one: Mapping[str, float], other: Mapping[str, float]) -> bool:

@@ -62,7 +62,8 @@ of a tower.
 Every figure is a mean over people, with an interval that resamples people (and not prompts, of which there
 are few). The judge is each person's own utility without noise. Prompts are held out from training, leave
 all axes open, and are the same for all, as are the seeds. A win is a gain above 0.25 s.d. of the base by
-that judge; ties count half.
+that judge; ties count half. Prompts with a taste written into them say a size, or a warm or cool
+background; no word says a shade, so that who likes a shade alone gets the model for everybody there.
 
 Tastes come in opposite pairs, so that they cancel in what the model for everybody learns: it hardly moves.
 Settings were chosen in three trials of each pipeline, on three training prompts and sixteen of the unseen

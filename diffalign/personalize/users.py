@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from diffalign.evaluate.report import write_atomic
 from diffalign.personalize.erase import bytes_of, files_with, rewrite_without
-from diffalign.personalize.files import read_tensors, write_tensors
+from diffalign.personalize.files import STATES, read_tensors, write_tensors
 
 INDEX, VECTORS, LOCK = "users.json", "users.safetensors", "users.lock"
 FORMAT = 1
@@ -88,10 +88,10 @@ class Users:
             )
 
     def id_of(self, name: str) -> str:
-        """Hashed id of a name; an id stays itself."""
-        if re.fullmatch(rf"[0-9a-f]{{{DIGITS}}}", name):
-            return name
-        return hmac.new(self.salt, name.encode(), hashlib.sha256).hexdigest()[:DIGITS]
+        """Hashed id of a name; the id of somebody who is stored stays itself."""
+        return (
+            self._id_among(name, {*self.ids(), *self._vectors()}) if _like_an_id(name) else self._hash(name)
+        )
 
     def people(self) -> list[Person]:
         """Everybody, in the order of rows."""
@@ -104,7 +104,8 @@ class Users:
     def rows(self, names: Sequence[str]) -> Tensor:
         """(B,) int64 rows of people by name or id, -1 for those who are not stored."""
         places = {one: i for i, one in enumerate(self.ids())}
-        return torch.tensor([places.get(self.id_of(name), -1) for name in names], dtype=torch.int64)
+        found = [places.get(self._id_among(name, places), -1) for name in names]
+        return torch.tensor(found, dtype=torch.int64)
 
     def matrix(self) -> Tensor:
         """(U, ...) float32 vectors in the order of rows; (0,) where there is nobody.
@@ -149,7 +150,7 @@ class Users:
             people = index["people"]
             shapes = {tuple(v.shape) for one, v in held.items() if one in people}
             for name, vector in vectors.items():
-                one = self.id_of(name)
+                one = self._hash(name)  # also of a name that looks like an id: names are never written
                 self._check(one, vector, shapes, one in people)
                 held[one] = vector.detach().float()
                 shapes.add(tuple(vector.shape))
@@ -174,9 +175,9 @@ class Users:
     def delete(self, name: str, also: Sequence[Path] = ()) -> Deletion:
         """Take somebody out of every file of the folder and of further folders, and see that nothing is left.
 
-        Vectors under the person's id go from all safetensors, and the id from all JSON and JSON lines. What
-        cannot be rewritten (a checkpoint of the trainer with all people in one matrix) is found by its bytes
-        and named.
+        Vectors under the person's id, and profiles under the ``name``, go from all safetensors, and the id
+        from all JSON and JSON lines. What cannot be rewritten (a checkpoint of the trainer with all people
+        in one matrix) is found by its bytes and named.
 
         Raises:
             UsersError: unknown; or files still hold the person when all that can be done is done.
@@ -187,10 +188,11 @@ class Users:
             if one not in held and one not in self._index()["people"]:
                 raise UsersError(self._unknown(one))
             others = [vector for other, vector in held.items() if other != one]
-            traces = [one.encode(), *(bytes_of(held[one], others) if one in held else ())]
+            named = [one.encode(), f'"{name}{STATES}"'.encode()]
+            traces = [*named, *(bytes_of(held[one], others) if one in held else ())]
             places = [self.folder, *also]
-            found = [f for place in places for f in files_with(place, [one.encode()])]
-            rewritten = [f for f in found if rewrite_without(f, one)]
+            found = [f for place in places for f in files_with(place, named)]
+            rewritten = [f for f in found if rewrite_without(f, one, name + STATES)]
             left = [f for place in places for f in files_with(place, traces)]
         if left:
             raise UsersError(
@@ -198,6 +200,12 @@ class Users:
                 "person in a form that cannot be rewritten: delete these files"
             )
         return Deletion(id=one, rewritten=tuple(rewritten))
+
+    def _hash(self, name: str) -> str:
+        return hmac.new(self.salt, name.encode(), hashlib.sha256).hexdigest()[:DIGITS]
+
+    def _id_among(self, name: str, stored: Container[str]) -> str:
+        return name if name in stored else self._hash(name)
 
     def _check(self, one: str, vector: Tensor, shapes: set[tuple[int, ...]], taken: bool) -> None:
         if taken:
@@ -265,6 +273,10 @@ class Users:
             yield
         finally:
             file.unlink(missing_ok=True)
+
+
+def _like_an_id(name: str) -> bool:
+    return re.fullmatch(rf"[0-9a-f]{{{DIGITS}}}", name) is not None
 
 
 def _kind(found: Any, folder: Path) -> Kind:

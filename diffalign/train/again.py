@@ -11,7 +11,7 @@ from PIL import Image
 from diffalign.evaluate.generate import Noise, Sampling, generate
 from diffalign.evaluate.report import load_report, show_report, write_report
 from diffalign.evaluate.seeds import excelling
-from diffalign.personalize.wanted import Wanted, adapter_of, attach_wanted, base_of
+from diffalign.personalize.wanted import Wanted, adapter_of, attach_wanted, base_of, check_wanted
 from diffalign.policy import Policy, load_policy
 from diffalign.policy.export import LORA_FILE, export_policy, merge
 from diffalign.policy.guidance import is_guidance, read_guidance
@@ -181,8 +181,11 @@ def generate_to(
         ValueError: a LoRA beside a run, people without a name, or see ``Wanted.put_on``.
     """
     numbers = list(range(seeds)) if seeds_from is None else excelling(seeds_from)[:seeds]
+    wanted = wanted or Wanted()
+    if wanted.somebody:
+        check_wanted(adapter_of(users or model), wanted)
     policy = open_any(model, lora)
-    _for_whom(policy, model, wanted or Wanted(), users)
+    _for_whom(policy, model, wanted, users)
     output.mkdir(parents=True, exist_ok=True)
     paths = [output / f"{i:04d}-{s}.png" for i in range(len(prompts)) for s in numbers]
     taken = [f for p in paths for f in (p, p.with_suffix(".txt")) if f.exists()]

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from torch.nn.functional import linear
 
+from diffalign.attention.install import set_attention
 from diffalign.attention.processors import UserAttention, UserJointAttention, attach_users
 from tests.tiny import tiny_pipeline
 
@@ -146,6 +148,101 @@ def test_the_backend_that_was_asked_for_is_used(monkeypatch):
     assert asked == ["sdpa_math"] * len(denoiser.attn_processors)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_form_around_a_layers_own_processor_gives_the_same(family):
+    """The delegate knows nothing of the layer but its queries and output weights: an oracle of the others.
+
+    Output weights have a LoRA here, and whatever is trained of them acts on what users add as well.
+    """
+    found, gradients = [], []
+    for delegate in (False, True):
+        denoiser = model(family)
+        torch.manual_seed(6)
+        denoiser.add_adapter(LoraConfig(r=2, target_modules=["to_out.0"], init_lora_weights=False))
+        torch.manual_seed(5)
+        users = attach_users(denoiser, WIDTH, delegate=delegate)
+        trained(users)
+        given = tokens().requires_grad_()
+        out = run(family, denoiser, user_tokens=given, user_scale=torch.tensor([0.7, -2.0]))
+        out.square().sum().backward()
+        found.append(out.detach())
+        gradients.append(given.grad)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
+
+
+def flux():
+    from diffusers import FluxTransformer2DModel
+
+    torch.manual_seed(0)
+    return FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        num_layers=2,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=(4, 4, 8),
+    ).eval()
+
+
+def run_flux(denoiser, **users):
+    torch.manual_seed(1)
+    return denoiser(
+        hidden_states=torch.randn(2, 6, 4),
+        encoder_hidden_states=torch.randn(2, 5, 32),
+        pooled_projections=torch.randn(2, 32),
+        timestep=torch.tensor([0.3, 0.5]),
+        img_ids=torch.randn(6, 3),
+        txt_ids=torch.zeros(5, 3),
+        joint_attention_kwargs=users or None,
+    ).sample
+
+
+def test_flux_takes_users_in_its_double_blocks(caplog):
+    denoiser = flux()
+    base = run_flux(denoiser)
+    users = attach_users(denoiser, WIDTH)
+    assert sorted(users) == [f"transformer_blocks.{i}.attn.processor" for i in (0, 1)]
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(run_flux(denoiser, user_tokens=tokens()), base)
+        trained(users)
+        mixed = run_flux(denoiser, user_tokens=tokens(), user_scale=torch.tensor([0.0, 1.0]))
+    assert caplog.text == ""
+    assert torch.equal(mixed[0], base[0])
+    assert (mixed[1] - base[1]).abs().max() > 1e-3
+    denoiser.requires_grad_(False).train().enable_gradient_checkpointing()
+    given = tokens().requires_grad_()
+    run_flux(denoiser, user_tokens=given).square().sum().backward()
+    assert given.grad.abs().max() > 0
+    denoiser.set_attention_backend("_native_math")  # diffusers' own choice reaches the processor within
+    own = denoiser.attn_processors["transformer_blocks.0.attn.processor"].own
+    assert own._attention_backend == "_native_math"
+    with pytest.raises(ValueError, match="attached already"):
+        attach_users(denoiser, WIDTH)
+    with pytest.raises(ValueError, match="keeps its own processors: choose theirs by its set_attention_b"):
+        attach_users(flux(), WIDTH, backend="sdpa")
+
+
+def test_a_layer_of_flux_adds_attention_to_users_for_the_picture_alone():
+    denoiser = flux()
+    block = denoiser.transformer_blocks[0].attn
+    own = block.processor
+    users = attach_users(denoiser, WIDTH)
+    trained(users)
+    x, text, scale = torch.randn(2, 6, 32), torch.randn(2, 5, 32), torch.tensor([0.5, -2.0])
+    expected = own(block, x, text)
+    q = block.norm_q(block.to_q(x).unflatten(-1, (2, -1)))
+    k, v = users["transformer_blocks.0.attn.processor"](tokens())
+    s = torch.einsum("bnhd,bmhd->bhnm", q, k) / 4
+    added = torch.einsum("bhnm,bmhd->bnhd", s.softmax(-1), v).flatten(2) * scale[:, None, None]
+    found = block(x, text, user_tokens=tokens(), user_scale=scale)
+    torch.testing.assert_close(found[0], expected[0] + linear(added, block.to_out[0].weight))
+    assert torch.equal(found[1], expected[1])
+
+
 def test_what_cannot_be_attached_or_passed_is_refused():
     denoiser = model("sd")
     with pytest.raises(RuntimeError, match="sdpa_cudnn cannot be used"):
@@ -165,12 +262,18 @@ def test_processors_of_other_families_are_refused():
     denoiser = model("sd")
     name = next(iter(denoiser.attn_processors))
 
-    class FluxAttnProcessor:
+    class WanAttnProcessor:
         pass
 
-    denoiser.get_submodule(name.removesuffix(".processor")).processor = FluxAttnProcessor()
-    with pytest.raises(ValueError, match=rf"{name} has a FluxAttnProcessor"):
+    denoiser.get_submodule(name.removesuffix(".processor")).processor = WanAttnProcessor()
+    with pytest.raises(ValueError, match=rf"{name} has a WanAttnProcessor"):
         attach_users(denoiser, WIDTH)
+
+
+@pytest.mark.parametrize("attach", [set_attention, lambda model: attach_users(model, WIDTH)])
+def test_models_without_processors_are_refused(attach):
+    with pytest.raises(ValueError, match="attention of a Linear cannot be replaced"):
+        attach(torch.nn.Linear(2, 2))
 
 
 def test_a_transformer_with_cross_attention_and_a_mask_over_its_text():

@@ -113,6 +113,9 @@ def test_a_vector_made_elsewhere(tmp_path: Path) -> None:
     save_file({"tokens": torch.ones(4, 6)}, file)
     assert "is stored" in run("add", folder, "ben", "--vector", file)
     assert torch.equal(Users(folder).vector("ben"), torch.ones(4, 6))
+    run("delete", folder, "ben")
+    save_file({"tokens": torch.ones(3, 9)}, file)  # nobody is there any more whose vector it could be unlike
+    assert "the vector is (3, 9), and the encoder" in refused("add", folder, "ben", "--vector", file)
     save_file({"a": torch.ones(4, 6), "b": torch.ones(1)}, file)
     assert "holds 2 tensors" in refused("add", folder, "carla", "--vector", file)
     assert "name --votes and --images, or --vector" in refused("add", folder, "carla")

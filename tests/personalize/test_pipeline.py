@@ -7,7 +7,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import pytest
 import torch
 
@@ -15,8 +17,17 @@ import diffalign.personalize
 from diffalign.personalize import Attached, attach
 from diffalign.personalize.adapter import BranchOptions, load_adapter, save_adapter
 from diffalign.personalize.encoders import About
-from diffalign.personalize.users import UsersError
-from tests.personalize.helpers import denoiser_of, float_pipeline, kept_pipeline, latents, saved, trained
+from diffalign.personalize.users import Users, UsersError
+from tests.attention.test_processors import flux
+from tests.personalize.helpers import (
+    NAMES,
+    denoiser_of,
+    float_pipeline,
+    kept_pipeline,
+    latents,
+    saved,
+    trained,
+)
 from tests.tiny import tiny_pipeline
 
 FAMILIES = ("sd", "sd3")
@@ -139,16 +150,107 @@ def test_what_cannot_be_attached_or_used_is_refused(tmp_path: Path, folders: Fol
             attached.use(torch.zeros(4, 9))
         with pytest.raises(ValueError, match=r"user tokens are \(3, 24\)"):
             attached.use(torch.zeros(3, 24))
+        with pytest.raises(ValueError, match=r"user tokens are \(8, 24\)"):  # no mixture of two
+            attached.use(torch.zeros(8, 24))
+        with pytest.raises(ValueError, match="user tokens are not all finite"):
+            attached.use(torch.full((4, 24), float("nan")))
+        with pytest.raises(ValueError, match="user_guidance is inf; it must be a finite number"):
+            attached.use("anna", user_guidance=float("inf"))
         with pytest.raises(FileExistsError, match="holds a user adapter"):
             save_adapter(attached.adapter, folders["sd"])
     with pytest.raises(ValueError, match=r"of a UNet2DConditionModel \(tiny\), and this is a SD3"):
         attach(kept_pipeline("sd3"), folders["sd"])
     with pytest.raises(FileNotFoundError, match=r"holds no user_adapter_config\.json"):
         attach(kept_pipeline("sd"), tmp_path / "nothing")
+    compiled = float_pipeline("sd")
+    compiled.unet = torch.compile(compiled.unet)
+    with pytest.raises(ValueError, match=r"attach people first, then torch\.compile"):
+        attach(compiled, folders["sd"])
     with pytest.raises(ValueError, match="neither unet nor transformer"):
         attach(object(), tmp_path)
     with pytest.raises(AttributeError, match="has no 'atach'"):
         diffalign.personalize.atach  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "why"),
+    [
+        ("PixArtAlphaPipeline", "does not say whether it guides"),
+        ("StableDiffusionPAGPipeline", "guides by more than text"),
+        ("StableDiffusionInstructPix2PixPipeline", "guides by more than text"),
+    ],
+)
+def test_pipelines_whose_branches_cannot_be_told_apart_are_refused(pipeline: str, why: str) -> None:
+    kind = getattr(diffusers, pipeline)
+    with pytest.raises(ValueError, match=f"{pipeline} {why}"):
+        attach(_whole(kind, float_pipeline("sd").unet), "anywhere")
+
+
+def _whole(kind: type[Any], denoiser: Any) -> Any:
+    """A pipeline of this class that has a denoiser and nothing else."""
+    pipe = object.__new__(kind)
+    object.__setattr__(pipe, "unet", denoiser)
+    return pipe
+
+
+def test_the_conditional_branch_alone_is_for_the_person(folders: Folders) -> None:
+    """SD3's guidance by skipped layers calls the transformer once more, without the branch without text."""
+    with people("sd3", folders["sd3"]) as attached:
+        attached.use(["anna", "ben"])
+        attached.pipe._guidance_scale = 3.0
+        x = {"hidden_states": torch.zeros(2, 8, 4, 4), "skip_layers": [0]}
+        _, given = attached._given(attached.denoiser, (), x)
+        assert given["joint_attention_kwargs"]["user_scale"].tolist() == [[1.0], [1.0]]
+        attached.user_guidance = 1.0
+        with pytest.raises(ValueError, match="skipped layers exclude each other"):
+            attached._given(attached.denoiser, (), x)
+
+
+@pytest.mark.slow
+def test_a_compiled_denoiser_gets_its_people(folders: Folders) -> None:
+    with people("sd", folders["sd"]) as attached:
+        base, anna = latents(attached.nobody().pipe), latents(attached.use("anna").pipe)
+    pipe = float_pipeline("sd")
+    attached = attach(pipe, folders["sd"])
+    pipe.unet = torch.compile(pipe.unet, backend="aot_eager")
+    torch.testing.assert_close(latents(attached.use("anna").pipe), anna, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(latents(attached.nobody().pipe), base, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_flux_makes_pictures_for_somebody(tmp_path: Path) -> None:
+    pipe, made_elsewhere = _flux(), _flux()
+    base, adapter = _flux_latents(pipe), trained(made_elsewhere.transformer)
+    save_adapter(adapter, tmp_path)
+    people_of = Users(tmp_path, "tokens")
+    people_of.add_all(dict(zip(NAMES, adapter.encoder.people.detach(), strict=True)))
+    attached = attach(pipe, tmp_path)
+    assert torch.equal(_flux_latents(pipe), base)
+    anna, ben = (_flux_latents(attached.use(name).pipe) for name in NAMES)
+    assert min((anna - base).abs().max(), (ben - anna).abs().max()) > 1e-3
+    elsewhere = Attached(made_elsewhere, adapter, people_of, {})
+    assert torch.equal(_flux_latents(elsewhere.use("anna").pipe), anna)
+    twice = _flux_latents(attached.use("anna", user_guidance=0.0).pipe)
+    torch.testing.assert_close(twice, base, rtol=1e-4, atol=1e-4)
+    attached.detach()
+    assert torch.equal(_flux_latents(pipe), base)
+
+
+def _flux() -> Any:
+    nothing = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    vae, scheduler = tiny_pipeline("sd").vae, diffusers.FlowMatchEulerDiscreteScheduler()
+    pipe = diffusers.FluxPipeline(scheduler=scheduler, vae=vae, transformer=flux(), **nothing)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _flux_latents(pipe: Any) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(0)
+    text, pooled = torch.randn(1, 5, 32, generator=draw), torch.randn(1, 32, generator=draw)
+    return pipe(
+        prompt_embeds=text, pooled_prompt_embeds=pooled, num_inference_steps=1, generator=draw, height=32,
+        width=32, output_type="latent",
+    ).images  # fmt: skip
 
 
 def test_files_of_another_adapter_are_refused_and_leave_the_model(tmp_path: Path) -> None:
@@ -212,12 +314,17 @@ def test_a_fresh_process_makes_the_same_bits(family: str, tmp_path: Path) -> Non
 def test_a_lora_and_people_compose(tmp_path: Path) -> None:
     from peft import LoraConfig
 
-    folder, pipe = saved("sd", tmp_path), float_pipeline("sd")
+    folder, pipe, other = saved("sd", tmp_path), float_pipeline("sd"), float_pipeline("sd")
+    config = LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False)
     base, anna = latents(pipe), latents(attach(float_pipeline("sd"), folder).use("anna").pipe)
     attached = attach(pipe, folder)
-    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False))
+    torch.manual_seed(6)
+    pipe.unet.add_adapter(config)
     lora, both = latents(attached.nobody().pipe), latents(attached.use("anna").pipe)
     found = [base, anna, lora, both]
     assert min((a - b).abs().max() for i, a in enumerate(found) for b in found[:i]) > 1e-3
+    torch.manual_seed(6)
+    other.unet.add_adapter(config)  # a LoRA that was there before
+    assert torch.equal(latents(attach(other, folder).use("anna").pipe), both)
     pipe.unet.disable_adapters()
     torch.testing.assert_close(latents(attached.use("anna").pipe), anna)

@@ -31,7 +31,11 @@ def test_states_come_back_padded_and_go_with_their_person(tmp_path: Path) -> Non
     assert found.mask.sum(1).tolist() == [2, 0, 4]
     torch.testing.assert_close(found.states[2], states[anna], rtol=1e-3, atol=1e-3)
     assert found.states[0, 2:].abs().max() == 0
+    by_name = write_profiles(
+        tmp_path / "named.safetensors", {n: states[anna] for n in ("anna", "ann")}, "vlm"
+    )
     users.delete("anna")
+    assert read_profiles(by_name, ["anna", "ann"]).mask.any(1).tolist() == [False, True]
     assert read_profiles(file, [anna, ben]).mask.any(1).tolist() == [False, True]
     with pytest.raises(ValueError, match="states of 'vlm', not of 'other'"):
         read_profiles(file, [ben], model="other")

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,9 +19,13 @@ from diffalign.personalize.study_figures import Jury, figures, make_jury
 from diffalign.personalize.study_page import as_confusion, as_curve, page, write_page
 from diffalign.personalize.study_pictures import Shelf, Studio
 from diffalign.personalize.study_run import StudyFile
+from diffalign.personalize.study_words import said
 from diffalign.train.align import load_recipe
-from diffalign.world.grammar import HUES
-from diffalign.world.population import PopulationConfig, population_prompts
+from diffalign.world.grammar import HUES, parse
+from diffalign.world.oracle import measure
+from diffalign.world.population import PopulationConfig, population_prompts, taste_weights
+from diffalign.world.raters import AXES
+from diffalign.world.shapes import draw
 from tests.tiny import tiny_folder
 
 PEOPLE = PopulationConfig(tastes=("dark", "light"), people=12, held_out=4, individual=0.0)
@@ -103,6 +108,20 @@ def test_the_page_says_what_was_asked_for_and_whether_it_was_met(jury: Jury, tmp
     }  # fmt: skip
     assert as_curve(of["curve"]).votes == (1, 4)
     assert as_confusion(of["tastes"]).names == PEOPLE.tastes
+
+
+def test_what_a_prompt_can_say_of_a_taste() -> None:
+    """Without backgrounds the baseline said nothing at all to people who like warm or cool pictures."""
+    assert said("a red circle", "large") == "a large red circle"
+    assert said("a red circle", "warm") == "a red circle on a yellow background"
+    assert said("a blue star", "warm") == "a blue star on a red background"
+    assert said("a blue star", "cool") == "a blue star on a cyan background"
+    for taste, sign in (("warm", 1), ("cool", -1), ("large", 1), ("small", -1)):
+        (axis,) = taste_weights(taste)
+        pictures = draw([parse(said(p, taste)) for p in PROMPTS], np.random.default_rng(0))
+        assert (sign * AXES[axis](measure(pictures))).min() > 0
+    with pytest.raises(ValueError, match="no prompt says 'dark'"):
+        said("a red circle", "dark")
 
 
 def test_pictures_are_made_once_and_others_are_not_taken_for_them(tmp_path: Path) -> None:

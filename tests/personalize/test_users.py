@@ -44,7 +44,21 @@ def test_each_store_has_a_salt_of_its_own(tmp_path: Path) -> None:
     assert one.id_of("anna") != two.id_of("anna")
     assert one.id_of("anna") == Users(tmp_path / "one").id_of("anna")
     assert len(one.id_of("anna")) == 32
+    one.add("anna", vector(0))
     assert one.id_of(one.id_of("anna")) == one.id_of("anna")
+
+
+def test_a_name_that_looks_like_an_id_is_hashed_like_any_other(tmp_path: Path) -> None:
+    """Data sets name their people by digests, which would point to them in other data."""
+    digest = "d41d8cd98f00b204e9800998ecf8427e"
+    found = store(tmp_path)
+    assert found.add(digest, vector(7)).id != digest
+    assert digest.encode() not in everything(tmp_path)
+    assert torch.equal(found.vector(digest), vector(7))
+    assert found.rows([digest, found.id_of(digest)]).tolist() == [3, 3]
+    found.delete(digest)
+    with pytest.raises(UsersError, match=f"{digest!r}: nobody is stored as"):
+        found.vector(digest)
 
 
 def test_a_deleted_person_is_in_no_byte_of_the_folder(tmp_path: Path) -> None:
@@ -77,6 +91,18 @@ def test_a_deleted_person_is_in_no_byte_of_the_folder(tmp_path: Path) -> None:
     assert torch.equal(Users(tmp_path).matrix(), torch.stack([vector(0), vector(2)]))
     with pytest.raises(UsersError, match="knows 2 people"):
         found.delete("ben")
+
+
+def test_what_was_given_out_goes_too(tmp_path: Path) -> None:
+    """The vector stands as text in what ``export`` writes: taking the id alone out would hide it for ever."""
+    found = store(tmp_path / "users")
+    anna, ben = (found.export(name) for name in ("anna", "ben"))
+    (tmp_path / "ben.json").write_text(json.dumps(ben))
+    (tmp_path / "all.json").write_text(json.dumps({"people": [anna, ben], "of": {"x": ben}}))
+    found.delete("ben", [tmp_path])
+    assert json.loads((tmp_path / "ben.json").read_text()) == {}
+    assert json.loads((tmp_path / "all.json").read_text()) == {"people": [anna], "of": {}}
+    assert str(ben["vector"][0][0]).encode() not in everything(tmp_path)
 
 
 def test_copies_that_cannot_be_rewritten_are_named(tmp_path: Path) -> None:

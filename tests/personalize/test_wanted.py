@@ -90,6 +90,8 @@ def test_the_command_makes_pictures_for_somebody(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["generate", model, "--prompt", "x", "--user", "anna"])
     assert result.exit_code == 2
     assert "holds no user adapter" in result.stderr
+    nowhere = ["generate", str(tmp_path / "nowhere"), "--prompt", "x", "--users", people, "--user", "dora"]
+    assert "nobody is stored as" in CliRunner().invoke(app, nowhere).stderr  # before a model is opened
 
 
 @pytest.mark.slow

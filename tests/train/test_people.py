@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from diffalign.data.records import BytesImage, DataError, Record
 from diffalign.personalize import attach
+from diffalign.personalize.profiles import write_profiles
+from diffalign.personalize.users import Users
 from diffalign.train.align import align, load_recipe
 from diffalign.train.finish import Run
 from diffalign.train.optim import RELATIVE, set_learning_rate
@@ -71,6 +73,39 @@ def test_two_opposite_people_are_told_apart(folder: Path, tmp_path: Path) -> Non
         last = [row[name] for row in found[-10:]]
         assert np.mean(last) > 2 * np.std(last) / 10**0.5, name
     assert np.mean([row["own_beats_other"] for row in found[-10:]]) > 0.6
+
+
+READER = {"tokens": 4, "width": 24, "feature": 6, "inner": 8, "depth": 1, "heads": 2, "positions": 0}
+TABLE = {"name": "table", "tokens": 4, "width": 24}
+PROFILE = {"name": "profile", **READER}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("objective", "encoder"),
+    [("kto", TABLE), ("mapo", TABLE), ("dpo", {"name": "composition", "encoder": PROFILE}), ("dpo", PROFILE)],
+    ids=["kto", "mapo", "composition", "profile"],
+)
+def test_people_are_a_condition_of_other_objectives_and_by_other_encoders(
+    objective: str, encoder: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    data = opposites()
+    if objective == "kto":
+        data = [replace(r, kind="labels") for r in data]
+    people = PEOPLE | {"encoder": encoder}
+    if encoder is not TABLE:
+        states = {"anna": torch.randn(3, 6), "ben": torch.randn(2, 6)}
+        people["profiles"] = str(write_profiles(tmp_path / "profiles.safetensors", states, "vlm"))
+    options = content(
+        folder, tmp_path / "run", objective={"name": objective}, people=people, checkpoint_every=0
+    )
+    run = align(options | {"steps": 3}, records=data)
+    made = Users(run.dir / "export" / "users")
+    anna, ben = made.vector("anna"), made.vector("ben")
+    assert (anna - ben).abs().max() > 1e-4
+    layers = load_file(made.folder / "diffalign_user_adapter.safetensors")
+    values = [v for name, v in layers.items() if name.startswith("layers.") and ".v." in name]
+    assert all(v.abs().max() > 0 for v in values)  # they began at zero
 
 
 @pytest.mark.slow
