@@ -68,13 +68,13 @@ background; no word says a shade, so that who likes a shade alone gets the model
 Tastes come in opposite pairs, so that they cancel in what the model for everybody learns: it hardly moves.
 Settings were chosen in three trials of each pipeline, on three training prompts and sixteen of the unseen
 people. There obedience fell by half and more on pink stars, and on the MMDiT on red circles too; the
-prompts below are easier. Afterwards nine more settings of the MMDiT's second stage were tried on fourteen
+prompts below are easier. Afterwards eight more settings of the MMDiT's second stage were tried on fourteen
 training prompts and the same people: 400 to 600 steps, batches of 32, beta 200, three times the pictures,
-`own_other`, an SFT term, other timesteps; most with guidance of their own for people, of 2 or 3, too. None won
-more, all but beta 200 lost more obedience in the usual guidance, and a weight of 2 kept obedience and won a
-little less. In the figures asked for below, 500 steps lost 13 points of obedience (0.70 over the base, 0.69
-against other tastes' pictures), and the same at weight 2 gained 4 points (0.74, 0.75 over the model for
-everybody, 0.71). So the first choice stands.
+`own_other`, an SFT term, other timesteps; most with a guidance of 2 or 3 for people, too. None won clearly
+more; in the usual guidance all but beta 200, which won less, lost more obedience, and a weight of 2 kept
+obedience and won a little less. In the figures asked for below, 500 steps lost 13 points of obedience (0.70
+over the base, 0.69 against other tastes' pictures), and at weight 2 gained 4 points (0.74 over the base, 0.75
+over the model for everybody, 0.71 against other tastes' pictures). So the first choice stands.
 """
 
 
