@@ -106,7 +106,7 @@ def test_reentrant_checkpointing_set_later_is_refused_at_the_first_step(family, 
     attach_users(denoiser, WIDTH)
     denoiser.train().enable_gradient_checkpointing(function)
     wanted = tokens().requires_grad_()
-    with pytest.raises(ValueError, match="reentrant checkpointing.*use_reentrant=False"):
+    with pytest.raises(ValueError, match=r"reentrant checkpointing.*use_reentrant=False"):
         run(family, denoiser, user_tokens=wanted)
     with torch.no_grad():  # sampling recomputes nothing, and has no gradient to lose
         denoiser.eval()
