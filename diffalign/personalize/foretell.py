@@ -2,8 +2,8 @@
 
 Through the loss of a denoiser an encoder learns slowly, for the errors of noisy latents say little of a vote.
 A reward that is linear in the features, with weights that are a linear map of the tokens, says all of it (the
-reward model that VPL learns before it aligns anything, arXiv:2408.10075). A denoiser keeps only the encoder, a
-judge (``personalize.vpl``) the weights too.
+reward model that VPL learns before it aligns anything, arXiv:2408.10075). A denoiser keeps the encoder alone,
+a judge (``personalize.vpl``) the weights too.
 """
 
 from __future__ import annotations
