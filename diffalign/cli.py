@@ -417,3 +417,7 @@ def doctor() -> None:
 def main() -> None:
     """Entry of the ``diffalign`` command."""
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,6 +29,9 @@ REQUIRED: Mapping[str, tuple[str, str | None]] = {
 """Lowest version, and the first one that is too new, of each package that nothing works without."""
 OPTIONAL = ("xformers", "bitsandbytes")
 PYTHON = (3, 11)
+COMPLAINT = re.compile(r"^(?!\s)([\w.]*(Error|Exception)\b|.*can(no|')t load)")
+"""A line by which a failed import, or a package that only logs what it lacks, says why."""
+LOAD_S = 120.0
 REINSTALL = (
     "pip uninstall -y torch torchvision, then pip install torch torchvision"
     " (both together, plainly from the package index: that build runs on CPU machines too)"
@@ -40,7 +46,7 @@ class Findings:
     packages: Mapping[str, str | None]
     """Installed version of each package, None where it is missing."""
     broken: Mapping[str, str] = field(default_factory=dict)
-    """First line of the error of each package that is there but cannot be imported."""
+    """The error of each package that is there but cannot be imported; of optional ones: for attention."""
     devices: tuple[str, ...] = ("cpu",)
     """What torch can compute on."""
     nvidia_driver: bool = False
@@ -58,19 +64,22 @@ class Problem:
 
 
 def inspect() -> Findings:
-    """Look at this installation. Imports torch and torchvision only; xformers, say, is merely looked up."""
+    """Look at this installation. Imports torch and torchvision only; optional packages for attention are
+    tried in processes of their own.
+    """
     packages = {name: _version(name) for name in (*REQUIRED, *OPTIONAL)}
     errors = {name: _import_error(name) for name in ("torch", "torchvision") if packages[name]}
     broken = {name: error for name, error in errors.items() if error}
     usable = packages["torch"] is not None and "torch" not in broken
     devices = _devices() if usable else ("cpu",)
+    optional = broken_backends() if usable else {}
     return Findings(
         python=platform.python_version(),
         packages=packages,
-        broken=broken,
+        broken=broken | optional,
         devices=devices,
         nvidia_driver=Path("/proc/driver/nvidia/version").exists(),
-        attention=_attention(devices[0].split()[0]) if usable else {},
+        attention=_attention(devices[0].split()[0], optional) if usable else {},
     )
 
 
@@ -85,7 +94,35 @@ def problems(findings: Findings) -> list[Problem]:
         what = f"this machine has an NVIDIA driver but torch {findings.packages.get('torch')} sees no GPU"
         remedy = "if torch is a CPU-only build: " + REINSTALL + "; else check that nvidia-smi works"
         found.append(Problem(what=what, remedy=remedy))
-    return found
+    return found + _optional_problems(findings)
+
+
+def broken_backends() -> dict[str, str]:
+    """Optional packages for attention that are installed and do not load, each with the reason."""
+    from diffalign.attention.backends import backend, names
+
+    modules = {b.wheel: b.module for b in map(backend, names()[1:]) if b.wheel and _version(b.wheel)}
+    found = {wheel: load_error(module) for wheel, module in modules.items()}
+    return {wheel: reason for wheel, reason in found.items() if reason}
+
+
+def load_error(module: str) -> str | None:
+    """Why a module does not load, in a process of its own, as it may crash; None when it does.
+
+    Where xformers does not find its libraries it is imported all the same and logs the error: that counts.
+    """
+    path = os.pathsep.join(p or str(Path.cwd()) for p in sys.path)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", f"import {module}"], capture_output=True, text=True, errors="replace",
+            timeout=LOAD_S, check=False, env={**os.environ, "PYTHONPATH": path, "XFORMERS_MORE_DETAILS": "1"},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"its import takes more than {LOAD_S:.0f} s"
+    said = [line for line in done.stderr.splitlines() if COMPLAINT.match(line)]
+    if not said:
+        return f"its import ends with code {done.returncode}" if done.returncode else None
+    return said[-1] if said[0] == said[-1] else f"{said[-1]} ({said[0]})"
 
 
 def render(findings: Findings) -> Group:
@@ -94,7 +131,8 @@ def render(findings: Findings) -> Group:
     table.add_row("python", findings.python)
     for name, version in findings.packages.items():
         missing = "not installed (optional)" if name in OPTIONAL else "[red]missing[/red]"
-        table.add_row(name, version or missing)
+        broken = " [red]broken[/red]" if name in findings.broken else ""
+        table.add_row(name, f"{version}{broken}" if version else missing)
     table.add_row("devices", "\n".join(findings.devices))
     for name, reason in findings.attention.items():
         table.add_row(f"attention {name}", f"no: {reason}" if reason else "yes")
@@ -119,6 +157,20 @@ def _torchvision_problems(findings: Findings) -> list[Problem]:
     cpu_only = " (a CPU-only build)" if "+cpu" in (torch or "") else ""
     what = f"torch {torch}{cpu_only} and torchvision {vision} do not fit: {error}"
     return [Problem(what=f"{what}; transformers and open_clip break with it", remedy=REINSTALL)]
+
+
+def _optional_problems(findings: Findings) -> list[Problem]:
+    """Optional packages are better absent than broken: diffusers imports what it finds."""
+    torch = findings.packages.get("torch")
+    return [
+        Problem(
+            what=f"{name} is installed and broken: {error}",
+            remedy=f"pip uninstall {name} (nothing needs it: torch's own attention is used), or install the "
+            f"build of it that is for torch {torch}",
+        )
+        for name, error in findings.broken.items()
+        if name not in REQUIRED
+    ]
 
 
 def _version_problems(name: str, version: str | None, lowest: str, too_new: str | None) -> list[Problem]:
@@ -167,15 +219,20 @@ def _devices() -> tuple[str, ...]:
     return (*cuda, *mps, "cpu")
 
 
-def _attention(device: str) -> dict[str, str | None]:
-    """Try torch's own kernels on tiny bf16 tensors; of the others, look whether they are there."""
+def _attention(device: str, broken: Mapping[str, str]) -> dict[str, str | None]:
+    """Try torch's own kernels on tiny bf16 tensors; of the others, say which are absent or ``broken``."""
     import torch
 
-    from diffalign.attention.backends import names, why_not
+    from diffalign.attention.backends import backend, names, why_not
     from diffalign.attention.decoupled import why_not_on
 
     on = torch.device(device)
-    found = {name: why_not(name, on) or _refusal(name, device) for name in names()}
+    lost = {
+        b.name: f"{b.wheel} is broken: {broken[b.wheel]}"
+        for b in map(backend, names()[1:])
+        if b.wheel in broken
+    }
+    found = {name: lost.get(name) or why_not(name, on) or _refusal(name, device) for name in names()}
     return found | {"fused for users": why_not_on(on.type, on.index)}
 
 

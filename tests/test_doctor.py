@@ -115,3 +115,51 @@ def test_this_installation_is_looked_at():
     assert "installed" in (findings.attention["fa4"] or "")
     assert "fused for users" in findings.attention
     assert findings.devices[-1] == "cpu"
+
+
+XFORMERS = """
+try:
+    try:
+        raise OSError("libcudart.so.12: cannot open shared object file")
+    except OSError as error:
+        raise ValueError("xFormers can't load C++/CUDA extensions. Built for:\\n  torch 2.10") from error
+except ValueError as error:
+    import logging
+    logging.getLogger("xformers").warning("needs another build", exc_info=error)
+"""
+
+
+def fake_package(folder: Path, ops: str) -> None:
+    """An installed xformers whose module ``ops`` does this."""
+    (folder / "xformers").mkdir()
+    (folder / "xformers" / "__init__.py").touch()
+    (folder / "xformers" / "ops.py").write_text(ops)
+    (folder / "xformers-0.0.35.dist-info").mkdir()
+    (folder / "xformers-0.0.35.dist-info" / "METADATA").write_text("Name: xformers\nVersion: 0.0.35\n")
+
+
+@pytest.mark.parametrize(
+    ("ops", "reason"),
+    [
+        (XFORMERS, r"ValueError: xFormers can't load .*\(OSError: libcudart.so.12: cannot open"),
+        ("raise ImportError('needs flash-attn 2.8.4')", "^ImportError: needs flash-attn 2.8.4$"),
+        ("import os; os.abort()", "its import ends with code -6"),
+    ],
+    ids=["logged", "raised", "crash"],
+)
+def test_an_attention_package_that_does_not_load_is_told_as_broken(ops, reason, tmp_path, monkeypatch):
+    fake_package(tmp_path, ops)
+    monkeypatch.syspath_prepend(tmp_path)
+    broken = doctor.broken_backends()
+    assert re.search(reason, broken["xformers"])
+    assert broken["xformers"] in (doctor._attention("cpu", broken)["xformers"] or "")
+    findings = replace(with_version("xformers", "0.0.35"), broken=broken)
+    assert "xformers is installed and broken" in only(findings).what
+    assert "pip uninstall xformers" in only(findings).remedy
+    assert "0.0.35 broken" in shown(findings)
+
+
+def test_an_attention_package_that_loads_is_not_broken(tmp_path, monkeypatch):
+    fake_package(tmp_path, "import warnings; warnings.warn('this function will change')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "xformers" not in doctor.broken_backends()

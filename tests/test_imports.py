@@ -63,3 +63,12 @@ def test_the_probe_sees_what_it_looks_for():
         [sys.executable, "-c", code + "\nprint(touched)"], capture_output=True, text=True, check=True
     )
     assert "socket.connect" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("module", ["diffalign", "diffalign.cli"])
+def test_modules_run_the_command_line(module):
+    done = subprocess.run(
+        [sys.executable, "-m", module, "recipes", "--help"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "copy" in done.stdout

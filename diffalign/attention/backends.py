@@ -37,6 +37,10 @@ class Backend:
     backward: bool = True
     masks: bool = True
     """Whether it takes a boolean or an additive mask (B or 1, H or 1, N or 1, L)."""
+    wheel: str = ""
+    """The optional package that brings it; empty where it needs none."""
+    module: str = ""
+    """What of that package is imported."""
 
 
 def names() -> list[str]:
@@ -148,10 +152,10 @@ def _table() -> Mapping[str, Backend]:
             why_not=_no_gpu,
             masks=False,
         ),
-        _package("fa2", "flash-attn 2", "flash-attn", _flash("flash_attn")),
-        _package("fa3", "flash attention 3 for Hopper", "flash-attn-3", _flash("flash_attn_interface")),
-        _package("fa4", "flash attention 4", "flash-attn-4", _flash("flash_attn.cute")),
-        _package("xformers", "memory_efficient_attention of xformers", "xformers", _xformers),
+        _package("fa2", "flash-attn 2", "flash-attn", "flash_attn", _flash),
+        _package("fa3", "flash attention 3 for Hopper", "flash-attn-3", "flash_attn_interface", _flash),
+        _package("fa4", "flash attention 4", "flash-attn-4", "flash_attn.cute", _flash),
+        _package("xformers", "memory_efficient_attention of xformers", "xformers", "xformers.ops", _xformers),
     ]
     return {b.name: b for b in found}
 
@@ -175,13 +179,18 @@ def _sdpa_backend(name: str, summary: str, kind: SDPBackend) -> Backend:
     return Backend(name=name, summary=summary, function=_sdpa([kind]), why_not=why)
 
 
-def _package(name: str, summary: str, wheel: str, function: Attention) -> Backend:
+def _package(
+    name: str, summary: str, wheel: str, module: str, function: Callable[[str], Attention]
+) -> Backend:
     """A backend that an optional package brings."""
 
     def why_not(device: torch.device) -> str | None:
         return _missing(wheel) or _no_gpu(device)
 
-    return Backend(name=name, summary=summary, function=function, why_not=why_not, masks=False)
+    return Backend(
+        name=name, summary=summary, function=function(module), why_not=why_not, masks=False, wheel=wheel,
+        module=module,
+    )  # fmt: skip
 
 
 def _flash(module: str) -> Attention:
@@ -195,9 +204,14 @@ def _flash(module: str) -> Attention:
     return function
 
 
-def _xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    out: Tensor = _loaded("xformers.ops").memory_efficient_attention(q, k, v)
-    return out
+def _xformers(module: str) -> Attention:
+    """``memory_efficient_attention`` of this module."""
+
+    def function(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        out: Tensor = _loaded(module).memory_efficient_attention(q, k, v)
+        return out
+
+    return function
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -26,14 +27,39 @@ class UserKeys(nn.Module):
         """Keys and values (B, M, H, D) of tokens (B, M, W).
 
         Raises:
-            ValueError: tokens of another width.
+            ValueError: tokens of another width, or ones that are trained in a layer that reentrant
+                checkpointing runs.
         """
+        refuse_reentrant(tokens)
         if tokens.ndim != 3 or tokens.shape[-1] != self.width:
             what = f"user tokens are {tuple(tokens.shape)}; this model takes (users, tokens, {self.width})"
             raise ValueError(f"{what}: use the encoder that belongs to it")
         tokens = tokens.to(_last(self.k).weight.dtype)
         k, v = (layer(tokens).unflatten(-1, (self.heads, -1)) for layer in (self.k, self.v))
         return (k if self.norm is None else self.norm(k)), v
+
+
+def refuse_reentrant(tokens: Tensor) -> None:
+    """Refuse reentrant checkpointing, however it was set: tokens in a dictionary get no gradient through it.
+
+    Such a forward pass runs within ``CheckpointFunction.forward`` (torch's, or DeepSpeed's) without
+    gradients, so that callers are looked at only where tokens that want a gradient meet none: in a step
+    of training the check is two comparisons. Code under ``torch.compile`` is not looked at.
+
+    Raises:
+        ValueError: as said.
+    """
+    if not tokens.requires_grad or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_qualname == "CheckpointFunction.forward":
+            raise ValueError(
+                "activations are recomputed by reentrant checkpointing, through which user tokens get no "
+                "gradient: call enable_gradient_checkpointing() without a function of your own, or with one "
+                "that has use_reentrant=False"
+            )
 
 
 def scale_of(scale: Tensor | None, q: Tensor) -> Tensor:

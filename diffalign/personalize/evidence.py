@@ -119,8 +119,8 @@ def embed_pairs(records: Sequence[Record], histories: Histories, towers: Any) ->
     wanted = sorted(p for some in histories.of.values() for p in some)
     images = list(dict.fromkeys(image for p in wanted for image in records[p].images))
     prompts = list(dict.fromkeys(records[p].prompt for p in wanted))
-    seen = dict(zip(images, _in_batches(images, lambda some: _encoded(towers, some)), strict=True))
-    read = dict(zip(prompts, _in_batches(prompts, towers.encode_prompts), strict=True))
+    seen = dict(zip(images, in_batches(images, lambda some: _encoded(towers, some)), strict=True))
+    read = dict(zip(prompts, in_batches(prompts, towers.encode_prompts), strict=True))
     found = {}
     for p in wanted:
         winner = records[p].winner
@@ -130,7 +130,8 @@ def embed_pairs(records: Sequence[Record], histories: Histories, towers: Any) ->
 
 
 @torch.no_grad()
-def _in_batches(items: Sequence[Any], encode: Callable[[list[Any]], Tensor]) -> list[Tensor]:
+def in_batches(items: Sequence[Any], encode: Callable[[list[Any]], Tensor]) -> list[Tensor]:
+    """(F,) float32 features of each item, on the CPU, encoded some at a time."""
     parts = [encode(list(items[i : i + BATCH])).float().cpu() for i in range(0, len(items), BATCH)]
     return [row for part in parts for row in part]
 

@@ -2,13 +2,15 @@
 
 Through the loss of a denoiser an encoder learns slowly, for the errors of noisy latents say little of a vote.
 A reward that is linear in the features, with weights that are a linear map of the tokens, says all of it (the
-reward model that VPL learns before it aligns anything, arXiv:2408.10075). Only the encoder is kept.
+reward model that VPL learns before it aligns anything, arXiv:2408.10075). A denoiser keeps the encoder alone,
+a judge (``personalize.vpl``) the weights too.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffalign.diffusion.corrupt import draw_seed
-from diffalign.personalize.encoders import About, UserEncoder
+from diffalign.personalize.encoders import About, Encoded, UserEncoder
 from diffalign.personalize.encoders.about import pad_examples
 from diffalign.personalize.evidence import PairFeatures
 from diffalign.personalize.history import Histories
@@ -24,6 +26,26 @@ from diffalign.personalize.history import Histories
 PEOPLE, QUERIES = 32, 8
 """People in a step, and votes of each that are to be foretold."""
 WARMUP = 20
+NOTHING = (
+    "nobody has votes on two prompts: there is nothing to foretell; bring people with more votes (a recipe "
+    "without them: set foretell to 0)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foretold:
+    """What learning to foretell leaves besides the encoder."""
+
+    head: nn.Linear
+    """Of (B, K D) tokens of people: (B, F) weights of features; see ``reward``."""
+    loss: float
+    """Mean Bradley-Terry loss of the last tenth of the steps, in nats; log 2 is that of chance."""
+
+
+def reward(features: Tensor, weights: Tensor) -> Tensor:
+    """(...) log-worths of unit features (..., F) for a person's weights (..., F); gaps give log-odds."""
+    # features are of length 1, so that their gaps have entries of 1 / sqrt(F)
+    return (features * weights).sum(-1).mul(features.shape[-1] ** 0.5)
 
 
 def foretell(
@@ -55,35 +77,78 @@ def foretell(
         ValueError: nobody has a vote to foretell besides one of another prompt, or ``steps`` is below 1.
         FloatingPointError: the loss became NaN or infinite.
     """
+    return learn_reward(
+        encoder, histories, features, steps=steps, votes=votes, learning_rate=learning_rate, seed=seed
+    ).loss
+
+
+def learn_reward(
+    encoder: UserEncoder,
+    histories: Histories,
+    features: Mapping[int, PairFeatures],
+    *,
+    steps: int,
+    votes: int = 8,
+    learning_rate: float = 2e-3,
+    kl: float = 0.0,
+    seed: int = 0,
+) -> Foretold:
+    """Train an encoder as ``foretell`` does, and keep the reward's weights.
+
+    Args:
+        encoder: see ``foretell``, as for all arguments but these.
+        histories: of people.
+        features: of pairs.
+        steps: of AdamW.
+        votes: at most so many describe a person.
+        learning_rate: the peak.
+        kl: weight of a variational encoder's divergence from its prior (VPL: 1e-4).
+        seed: of what is drawn here; a variational encoder draws from torch's generator besides.
+
+    Raises:
+        ValueError: see ``foretell``; or ``kl`` for an encoder that is not variational.
+        FloatingPointError: the loss became NaN or infinite.
+    """
     if steps < 1:
         raise ValueError(f"steps is {steps}; at least 1 is needed to learn anything")
+    if not features:
+        raise ValueError(NOTHING)
     device, rng = encoder.nobody.device, np.random.default_rng(draw_seed("foretell", seed))
-    width = next(iter(features.values()))[0].shape[0]
-    head = nn.Linear(encoder.nobody.numel(), width, bias=False)
-    nn.init.normal_(head.weight, std=0.02, generator=torch.Generator().manual_seed(seed))
-    head.to(device)
+    head = _head(encoder, next(iter(features.values()))[0].shape[0], seed)
     optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=learning_rate)
     losses: list[float] = []
     encoder.train()
     for step in range(steps):
         about, gaps, known = _batch(histories, features, votes, rng)
+        known = known.to(device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * _rate(step, steps)
-        w = head(encoder(about.to(device)).flatten(1))  # (B, F)
-        # features are of length 1, so that their gaps have entries of 1 / sqrt(F)
-        margins = width**0.5 * (gaps.to(device) * w[:, None]).sum(-1)  # (B, Q)
-        known = known.to(device)
-        loss = (F.softplus(-margins) * known).sum() / known.sum()
-        if not bool(loss.detach().isfinite()):
-            raise FloatingPointError(
-                f"foretelling votes gives a loss of {float(loss.detach())} at step {step}"
-            )
+        found = encoder.encoded(about.to(device))
+        w = head(found.tokens.flatten(1))  # (B, F)
+        loss = (F.softplus(-reward(gaps.to(device), w[:, None])) * known).sum() / known.sum()
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            raise FloatingPointError(f"foretelling votes gives a loss of {losses[-1]} at step {step}")
+        if kl:
+            loss = loss + kl * _divergence(found)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        losses.append(float(loss.detach()))
     optimizer.zero_grad(set_to_none=True)
-    return float(np.mean(losses[-max(1, steps // 10) :]))
+    return Foretold(head=head, loss=float(np.mean(losses[-max(1, steps // 10) :])))
+
+
+def _head(encoder: UserEncoder, width: int, seed: int) -> nn.Linear:
+    """Weights of features (F,) from tokens, near zero, on the encoder's device."""
+    head = nn.Linear(encoder.nobody.numel(), width, bias=False)
+    nn.init.normal_(head.weight, std=0.02, generator=torch.Generator().manual_seed(seed))
+    return head.to(encoder.nobody.device)
+
+
+def _divergence(found: Encoded) -> Tensor:
+    if found.kl is None:
+        raise ValueError("kl is for variational encoders: set variational in the encoder, or kl to 0")
+    return found.kl.mean()
 
 
 def _batch(
@@ -102,7 +167,7 @@ def _batch(
         if len(supports) == PEOPLE:
             break
     if not supports:
-        raise ValueError("nobody has votes on two prompts: there is nothing to foretell; set foretell to 0")
+        raise ValueError(NOTHING)
     known = [torch.ones(len(g)) for g in gaps]
     about = About(rows=torch.full((len(supports),), -1), examples=pad_examples(supports))
     return about, nn.utils.rnn.pad_sequence(gaps, True), nn.utils.rnn.pad_sequence(known, True)

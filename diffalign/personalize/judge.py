@@ -1,8 +1,8 @@
 """Judges of people for evaluation alone: a reward for each person, trained on people whom training never saw.
 
-The reward is PAL (``scorers.pal``; arXiv:2406.08469) on frozen features. The judge of somebody is fitted to a
-part of that person's own votes with everything else fixed, and how well it foretells the rest always stands
-beside what it says.
+The reward is PAL (``scorers.pal``; arXiv:2406.08469) or VPL (``personalize.vpl``; arXiv:2408.10075) on frozen
+features. The judge of somebody is made of a part of that person's own votes with everything else fixed, and
+how well it foretells the rest always stands beside what it says.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
 from diffalign.data.split import split_by
+from diffalign.personalize.vpl import VplOptions, train_vpl
+from scorers.base import ScorerBase
+from scorers.images import ImageLike
 from scorers.pal import Pal
 from scorers.pal_heads import PalHead, PalOptions
 from scorers.train import evaluate, train_scorer
@@ -24,7 +28,7 @@ from scorers.votes import Vote
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeOptions:
-    """How judges are trained."""
+    """How judges of PAL's type are trained; ``VplOptions`` in their place train those of VPL's."""
 
     groups: int = 8
     """Prototypes of tastes."""
@@ -50,23 +54,47 @@ class JudgeOptions:
                 f"fitted is {self.fitted} and validation {self.validation}; both must be in (0, 1)"
             )
 
+    @property
+    def seed(self) -> int:
+        """Of weights, batches and splits."""
+        return self.training.seed
+
+
+class PersonalReward(Protocol):
+    """A trained reward that takes in people by their votes."""
+
+    def fit_user(
+        self,
+        name: str,
+        first: Sequence[ImageLike],
+        second: Sequence[ImageLike],
+        prompts: Sequence[str],
+        labels: Sequence[float],
+    ) -> ScorerBase:
+        """Add somebody by votes; ValueError where the name is taken or votes say nothing."""
+        ...
+
+    def for_user(self, name: str) -> ScorerBase:
+        """The pointwise scorer of somebody who was added; ValueError where nobody of that name was."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Judges:
     """A trained reward, and the people for whom it can judge."""
 
-    pal: Pal
+    reward: PersonalReward
     accuracy: Mapping[str, float]
     """For each person the share of decided votes, on prompts that the judge was not fitted to, that it
     foretells; NaN where there are none."""
 
-    def of(self, name: str) -> Pal:
+    def of(self, name: str) -> ScorerBase:
         """The scorer of somebody.
 
         Raises:
             ValueError: unknown.
         """
-        return self.pal.for_user(name)
+        return self.reward.for_user(name)
 
     @property
     def mean_accuracy(self) -> float:
@@ -80,16 +108,16 @@ def train_judges(
     votes: Sequence[Vote],
     judged: Sequence[Vote],
     trained_on: Collection[str],
-    options: JudgeOptions | None = None,
+    options: JudgeOptions | VplOptions | None = None,
 ) -> Judges:
-    """Train a reward on some people's votes, then fit a judge for each of others.
+    """Train a reward on some people's votes, then make a judge for each of others.
 
     Args:
         backbone: towers that give the features; frozen.
-        votes: of the people whose votes make prototypes and maps; ``user`` named in each.
+        votes: of the people from whom the reward learns how tastes differ; ``user`` named in each.
         judged: votes of the people to be judged for.
         trained_on: people whose votes the model under evaluation was trained on.
-        options: see JudgeOptions.
+        options: JudgeOptions for PAL, VplOptions for VPL; None is the former.
 
     Raises:
         ValueError: a vote without a user; somebody in ``votes`` whom the model was trained on (a judge must
@@ -97,12 +125,25 @@ def train_judges(
     """
     options = options or JudgeOptions()
     _check(votes, judged, trained_on)
+    reward: PersonalReward
+    if isinstance(options, JudgeOptions):
+        reward = _train_pal(backbone, votes, options)
+    else:
+        reward = train_vpl(backbone, votes, options)
+    own: dict[str, list[Vote]] = {}
+    for vote in judged:
+        own.setdefault(vote.user, []).append(vote)
+    accuracy = {
+        name: fit_judge(reward, some, name, options.fitted, options.seed) for name, some in own.items()
+    }
+    return Judges(reward=reward, accuracy=accuracy)
+
+
+def _train_pal(backbone: TwoTower, votes: Sequence[Vote], options: JudgeOptions) -> Pal:
     pal = new_reward(backbone, [v.user for v in votes], options)
-    rest, chosen = split_by(votes, lambda v: v.prompt, options.validation, options.training.seed)
+    rest, chosen = split_by(votes, lambda v: v.prompt, options.validation, options.seed)
     train_scorer(pal, rest, chosen, options.training)
-    people = dict.fromkeys(v.user for v in judged)
-    accuracy = {name: fit_judge(pal, [v for v in judged if v.user == name], name, options) for name in people}
-    return Judges(pal=pal, accuracy=accuracy)
+    return pal
 
 
 def new_reward(backbone: TwoTower, people: Sequence[str], options: JudgeOptions) -> Pal:
@@ -116,8 +157,10 @@ def new_reward(backbone: TwoTower, people: Sequence[str], options: JudgeOptions)
         return Pal(backbone, PalHead(shape).to(backbone.device))
 
 
-def fit_judge(pal: Pal, votes: Sequence[Vote], name: str, options: JudgeOptions) -> float:
-    """Add somebody to the people of a reward by a part of their votes.
+def fit_judge(
+    reward: PersonalReward, votes: Sequence[Vote], name: str, fitted: float, seed: int = 0
+) -> float:
+    """Add somebody to the people of a reward by the votes on a share ``fitted`` of their prompts.
 
     Returns:
         The share of decided votes on the other prompts that are foretold; NaN where there are none.
@@ -125,13 +168,13 @@ def fit_judge(pal: Pal, votes: Sequence[Vote], name: str, options: JudgeOptions)
     Raises:
         ValueError: somebody who is known already, or no votes.
     """
-    rest, fitted = split_by(votes, lambda v: v.prompt, options.fitted, options.training.seed)
-    if not fitted:
-        fitted, rest = list(votes), []
-    first, second = [v.first for v in fitted], [v.second for v in fitted]
-    pal.fit_user(name, first, second, [v.prompt for v in fitted], [v.label for v in fitted])
+    rest, own = split_by(votes, lambda v: v.prompt, fitted, seed)
+    if not own:
+        own, rest = list(votes), []
+    first, second = [v.first for v in own], [v.second for v in own]
+    judge = reward.fit_user(name, first, second, [v.prompt for v in own], [v.label for v in own])
     decided = [v for v in rest if v.label != 0.5]
-    return evaluate(pal, decided, 0.0).decided if decided else math.nan
+    return evaluate(judge, decided, 0.0).decided if decided else math.nan
 
 
 def _check(votes: Sequence[Vote], judged: Sequence[Vote], trained_on: Collection[str]) -> None:

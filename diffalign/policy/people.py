@@ -60,6 +60,9 @@ def attach_encoder(
 def check_checkpointing(denoiser: nn.Module) -> None:
     """Refuse reentrant checkpointing, which silently gives no gradient to tokens in a dictionary.
 
+    A function that does not show what it does, or is set later, is refused by the layers at the first step
+    (``attention.user_keys``).
+
     Raises:
         ValueError: as said.
     """

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig
 from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
 
 from diffalign.attention.install import set_attention
 from diffalign.attention.processors import UserAttention, UserJointAttention, attach_users
@@ -92,6 +93,24 @@ def test_gradients_with_checkpointing(family):
         found.append(given.grad)
     assert found[0].abs().max() > 0
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "function",
+    [partial(checkpoint, use_reentrant=True), lambda *given: checkpoint(*given, use_reentrant=True)],
+    ids=["partial", "opaque"],
+)
+def test_reentrant_checkpointing_set_later_is_refused_at_the_first_step(family, function):
+    denoiser = model(family)
+    attach_users(denoiser, WIDTH)
+    denoiser.train().enable_gradient_checkpointing(function)
+    wanted = tokens().requires_grad_()
+    with pytest.raises(ValueError, match=r"reentrant checkpointing.*use_reentrant=False"):
+        run(family, denoiser, user_tokens=wanted)
+    with torch.no_grad():  # sampling recomputes nothing, and has no gradient to lose
+        denoiser.eval()
+        run(family, denoiser, user_tokens=wanted)
 
 
 def test_a_layer_adds_attention_to_users_before_its_output_weights():

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from diffalign.personalize.judge import JudgeOptions, train_judges
+from diffalign.personalize.vpl import VplOptions
 from scorers.pickscore import PickScore
 from scorers.train_options import TrainOptions
 from scorers.votes import Vote
@@ -58,16 +59,17 @@ def test_a_judge_foretells_what_it_was_not_fitted_to() -> None:
     assert math.isnan(few.accuracy["few"])
 
 
-def test_people_must_be_apart() -> None:
+@pytest.mark.parametrize("options", [OPTIONS, VplOptions(width=16, depth=1, steps=1)], ids=["pal", "vpl"])
+def test_people_must_be_apart(options: JudgeOptions | VplOptions) -> None:
     backbone = PickScore(tiny_clip(), tiny_tokenizer())
     seen, asked = votes("anna", True, 2, 0), votes("ben", True, 2, 1)
     with pytest.raises(
         ValueError, match=r"1 people of the judge's training, 'anna' for one, were trained on"
     ):
-        train_judges(backbone, seen, asked, ["anna"], OPTIONS)
+        train_judges(backbone, seen, asked, ["anna"], options)
     with pytest.raises(ValueError, match="'anna' is on both sides"):
-        train_judges(backbone, seen, seen, [], OPTIONS)
+        train_judges(backbone, seen, seen, [], options)
     with pytest.raises(ValueError, match="each with its user"):
-        train_judges(backbone, [v._replace(user="") for v in seen], asked, [], OPTIONS)
+        train_judges(backbone, [v._replace(user="") for v in seen], asked, [], options)
     with pytest.raises(ValueError, match="fitted is 1"):
-        JudgeOptions(fitted=1)
+        type(options)(fitted=1)
