@@ -55,7 +55,7 @@ class CyclePlan:
     """Pictures of each prompt in an iteration."""
     learning_rate: float = 1e-3
     beta: float = 500.0
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (0, 1)
     looked_at: int = 12
     """Pictures of each prompt that are looked at after a stage."""
 
