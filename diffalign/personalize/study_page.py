@@ -74,7 +74,9 @@ training prompts and the same people: 400 to 600 steps, batches of 32, beta 200,
 more; in the usual guidance all but beta 200, which won less, lost more obedience, and a weight of 2 kept
 obedience and won a little less. In the figures asked for below, 500 steps lost 13 points of obedience (0.70
 over the base, 0.69 against other tastes' pictures), and at weight 2 gained 4 points (0.74 over the base, 0.75
-over the model for everybody, 0.71 against other tastes' pictures). So the first choice stands.
+over the model for everybody, 0.71 against other tastes' pictures). So the first choice stands. On the MMDiT
+shade and warmth go together: pictures made for dark tastes please cool judges, and those for light tastes
+warm ones (see its matrix), which costs most where a taste asks for the other way round.
 """
 
 
