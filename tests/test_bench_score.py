@@ -22,6 +22,7 @@ def tiny(architecture: str, device: str, dtype: torch.dtype) -> ClipScore:
     return ClipScore(open_clip.CLIP(**SIZES))
 
 
+@pytest.mark.slow
 def test_lines_say_both_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "random_scorer", tiny)
     options = bench.BenchOptions(images=3, prompts=2, side=48, batch=2, workers=1, rounds=1)

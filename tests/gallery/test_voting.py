@@ -67,6 +67,7 @@ def reopen(visit: Visit) -> Page:
     return page
 
 
+@pytest.mark.slow
 def test_twenty_pairs_by_keyboard(visit: Visit, folder: Path, tmp_path: Path) -> None:
     page = begin(visit)
     keys = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "s"] * 4

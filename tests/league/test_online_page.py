@@ -112,6 +112,7 @@ def test_an_old_result_counts_and_takes_rewards_from_its_metrics(league: League,
     assert all_valid(league, tmp_path)[jobs["pref_grpo"].name].rewards == (7.0,), "what is known stays"
 
 
+@pytest.mark.slow
 def test_a_new_checkout_has_what_the_picture_shows(league: League, tmp_path: Path) -> None:
     jobs = jobs_of(league)
     put(tmp_path / "here", result(jobs["nft"]), old=True, metrics=(1.0, 2.0, 4.0))

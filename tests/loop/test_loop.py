@@ -97,6 +97,7 @@ def test_rounds_take_new_prompts_and_begin_again_after_the_last() -> None:
         round_prompts(LoopOptions(votes=5000), 1)
 
 
+@pytest.mark.slow
 def test_a_simulated_person_votes_by_taste_with_repeats_and_anchors(rendered: None, tmp_path: Path) -> None:
     folder, _ = drawn_round(tmp_path, votes=60)
     rows = read_rows(folder.results)

@@ -140,6 +140,7 @@ def test_directions(tmp_path: Path, folders: Folders) -> None:
         attached.direct("hps=1")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_attached_or_used_is_refused(tmp_path: Path, folders: Folders) -> None:
     with people("sd", folders["sd"]) as attached:
         with pytest.raises(ValueError, match="users are attached already"):

@@ -76,6 +76,7 @@ def test_the_branch_alone_leaves_the_lora_frozen(folder: Path) -> None:
     assert {id(p) for p in policy.trainable().values()} == {id(p) for p in policy.users.parameters()}
 
 
+@pytest.mark.slow
 def test_digests_are_those_of_the_model_without_people(folder: Path) -> None:
     plain = load_policy(tiny_folder("sd", folder), LORA)
     policy = with_people("sd", folder)

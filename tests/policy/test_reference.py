@@ -135,6 +135,7 @@ def test_pool_draws_a_member_for_each_unit(folder: Path) -> None:
         answer(policy, 4)
 
 
+@pytest.mark.slow
 def test_pool_goes_on_from_its_state_and_draws_the_same(folder: Path) -> None:
     first, _ = grown(folder, "step")
     second = lora(folder)

@@ -51,6 +51,7 @@ class Seen(Exception):
     """Ends a test at the place that it watches."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["{rank: 2}", "null"])
 def test_pictures_are_made_on_the_best_device_in_the_runs_precision(
     adapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -96,6 +97,7 @@ def test_generated_pictures_carry_their_prompts(tmp_path: Path, monkeypatch: pyt
         make()
 
 
+@pytest.mark.slow
 def test_a_run_of_a_hub_model_may_fetch_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tiny_run("sd", tmp_path, tmp_path / "run", "steps=1", "policy.allow_download=true")
 

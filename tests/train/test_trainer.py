@@ -130,6 +130,7 @@ def test_an_attention_backend_trains_the_same_and_is_logged(
         torch.testing.assert_close(weights(named.dir)[key], value, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_backend_that_cannot_train_here_is_refused_early(folder: Path, tmp_path: Path) -> None:
     for name, reason in (("fast", "none of auto"), ("flex", "needs a GPU"), ("diffusers:sage", "")):
         with pytest.raises(ConfigError, match=f"policy.attention.*{reason}"):
