@@ -87,6 +87,7 @@ def test_wrong_use_is_one_clear_line(arguments: list[str], message: str) -> None
     ("recipe", "trained", "elements"),
     [("sd15-dpo-lora", "1,594,368", "16,384"), ("sd3-dpo-lora", "9,388,032", "262,144")],
 )
+@pytest.mark.slow
 def test_dry_run_of_published_models(recipe: str, trained: str, elements: str) -> None:
     result = runner.invoke(app, ["train", recipe, "--dry-run"])
     assert result.exit_code == 0, result.output

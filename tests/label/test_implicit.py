@@ -42,6 +42,7 @@ def pictures() -> Tensor:
     return torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 def test_reward_by_hand(tmp_path: Path) -> None:
     """One time, one noise: the base's squared error less the policy's."""
     policy = aligned(tmp_path)

@@ -78,6 +78,7 @@ def pictures(folder: Path, *arguments: str) -> np.ndarray:
     return np.asarray(Image.open(folder / "0000-0.png"))
 
 
+@pytest.mark.slow
 def test_the_command_makes_pictures_for_somebody(tmp_path: Path) -> None:
     model, people = tiny_folder("sd", tmp_path / "models"), str(saved("sd", tmp_path / "people"))
     base = pictures(tmp_path / "base", model)

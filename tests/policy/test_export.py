@@ -101,6 +101,7 @@ def test_full_weights_and_merged_pipelines_reload(folder: Path, tmp_path: Path) 
         merge(full, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_metadata_holds_rank_alpha_and_targets(folder: Path, tmp_path: Path) -> None:
     policy = trained(tiny_folder("sd", folder), {"rank": 4, "alpha": 16})
     export_policy(policy, tmp_path / "export", card="# card")

@@ -62,6 +62,7 @@ def test_a_lora_with_other_alphas_in_places_is_refused(first: Policy, folder: Pa
         load_policy(tiny_folder("sd", folder), {"rank": 2, "init_from": str(tmp_path / "odd.safetensors")})
 
 
+@pytest.mark.slow
 def test_the_reference_sees_no_dropout(first: Policy, folder: Path) -> None:
     policy = load_policy(
         tiny_folder("sd", folder),

@@ -96,6 +96,7 @@ def test_prompts_with_special_tokens_are_refused(scorer: HPSv3) -> None:
             scorer.score_tensor(torch.rand(1, 3, 28, 28), [f"a {word} cat"])
 
 
+@pytest.mark.slow
 def test_save_load_and_precision(scorer: HPSv3, folder: Path, tmp_path: Path) -> None:
     scorer.save(tmp_path)
     assert set(load_file(tmp_path / "HPSv3.safetensors")) == set(golden_state()) - {"lm_head.weight"}

@@ -99,6 +99,7 @@ def test_every_objective_trains(name: str, family: str, folder: Path, tmp_path: 
         ("sd", ["timesteps={name: discounted}", "error_weight={name: sigmoid, b: -1}"]),
     ],
 )
+@pytest.mark.slow
 def test_other_parts_train(family: str, overrides: list[str], folder: Path, tmp_path: Path) -> None:
     lines = run(family, folder, tmp_path / "run", "pairs", *overrides)
     assert all(math.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in lines)

@@ -16,6 +16,7 @@ from tests.train.runs import recipe, records
 
 
 @pytest.mark.parametrize(("family", "zero"), [("sd", False), ("sdxl", True)])
+@pytest.mark.slow
 def test_dropped_prompts_are_those_of_sampling(family: str, zero: bool, tmp_path: Path) -> None:
     overrides = ["data.prompt_dropout=1"]
     config = load_recipe(recipe(family, tmp_path, tmp_path / "run"), overrides)

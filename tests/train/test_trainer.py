@@ -58,6 +58,7 @@ def test_starts_at_log_two_and_learns(
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.slow
 def test_full_training_and_precisions(precision: str, folder: Path, tmp_path: Path) -> None:
     run = tiny_run(
         "sd",

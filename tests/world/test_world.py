@@ -116,6 +116,7 @@ def test_oracle_measures_what_was_drawn() -> None:
     ],
     ids=["blurred", "very blurred", "noisy", "noise", "grey", "black"],
 )
+@pytest.mark.slow
 def test_oracle_sees_no_shape_in_spoilt_pictures(spoil: object, most: float) -> None:
     prompts, x = pictures(100, 4)
     found = measure(spoil(x))  # type: ignore[operator]
