@@ -2,7 +2,7 @@
 
 python training/lrm_accuracy.py                       # the defaults make the table of docs/latent_rewards.md
 python training/lrm_accuracy.py votes=500 steps=50 --work outputs/lrm-small
-python training/lrm_accuracy.py policy=samples/shapes/dit scorer= taste=dark --work outputs/lrm/dit \
+python training/lrm_accuracy.py policy=samples/shapes/dit 'scorer=""' taste=dark --work outputs/lrm/dit \
     --marks "latent rewards of a flow"                # the second table
 """
 
@@ -17,7 +17,7 @@ import typer
 
 from diffalign.config import load
 from diffalign.evaluate.report import installed_versions
-from diffalign.world.latent_rewards import LatentPlan, markdown, study, write_table
+from diffalign.world.latent_rewards import LatentPlan, check_marks, markdown, study, write_table
 
 PAGE = Path("docs/latent_rewards.md")
 
@@ -30,6 +30,7 @@ def main(
 ) -> None:
     """Train, measure, write, print."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    check_marks(page, marks)  # before the training, not after it
     found = study(load(LatentPlan, {}, changes or []), work)
     commit = installed_versions().get("commit", "unknown")[:12]
     table = f"{markdown(found)} Made {datetime.now(UTC):%Y-%m-%d} at commit {commit}."

@@ -228,8 +228,8 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_table(page: Path, table: str, what: str = "latent rewards") -> None:
-    """Put a table between the marks of a page, comments that name ``what`` it is.
+def check_marks(page: Path, what: str) -> tuple[str, str]:
+    """The marks of a page between which a table goes, comments that name ``what`` it is.
 
     Raises:
         ValueError: the page lacks the marks.
@@ -238,5 +238,15 @@ def write_table(page: Path, table: str, what: str = "latent rewards") -> None:
     text = page.read_text(encoding="utf-8")
     if start not in text or end not in text:
         raise ValueError(f"{page} lacks the marks {start} and {end}, between which the table goes")
-    head, rest = text.split(start, 1)
+    return start, end
+
+
+def write_table(page: Path, table: str, what: str = "latent rewards") -> None:
+    """Put a table between the marks of a page, see ``check_marks``.
+
+    Raises:
+        ValueError: the page lacks the marks.
+    """
+    start, end = check_marks(page, what)
+    head, rest = page.read_text(encoding="utf-8").split(start, 1)
     write_atomic(page, f"{head}{start}\n\n{table}\n\n{end}{rest.split(end, 1)[1]}")
