@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from diffalign.policy import load_policy
+from diffalign.policy import Policy, load_policy
 from diffalign.world.latent_rewards import (
     JUDGES,
     LatentPlan,
@@ -70,7 +70,7 @@ def test_a_model_of_another_plan_is_not_taken(tmp_path: Path) -> None:
         trained(policy, replace(SMALL, seed=1), tmp_path)
 
 
-def test_a_flow_is_judged_at_its_own_times(tmp_path: Path) -> None:
+def test_a_flow_is_judged_at_its_own_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reward model is told 1000 sigma; latents are (1 - sigma) x0 + sigma n."""
     policy, asked = load_policy(tiny_folder("sd3", tmp_path)), []
     assert levels_of(policy).times.tolist() == pytest.approx(list(range(50, 1000, 50)))
@@ -82,10 +82,18 @@ def test_a_flow_is_judged_at_its_own_times(tmp_path: Path) -> None:
     x0 = torch.full((8, 8, 8), 100.0)
     votes = [Vote(x0, -x0, "a red circle", 1.0)] * 3
     lrm = cast(Lrm, SimpleNamespace(score_latents=score))
+    sigmas: list[float] = []
+
+    def seen(policy: Policy, x_t: torch.Tensor, t: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        sigmas.extend(t.tolist())
+        return predicted_pictures(policy, x_t, t, prompts)
+
+    monkeypatch.setattr("diffalign.world.latent_rewards.predicted_pictures", seen)
     found = gaps_at(policy, lrm, {"seen": lambda x, p: x.mean((1, 2, 3))}, votes, 200, seed=0)
     (x_t, t), *more = asked
     assert not more
     assert t.tolist() == pytest.approx([200.0] * 6)
+    assert sigmas == pytest.approx([0.2] * 6)
     assert x_t.mean((1, 2, 3)).tolist() == pytest.approx([80.0] * 3 + [-80.0] * 3, abs=0.2)
     assert found["lrm"].tolist() == pytest.approx([160.0] * 3, abs=0.3)
     assert found["seen"].shape == (3,)
